@@ -141,7 +141,6 @@ class Graph:
     def senders_of(self, port: str) -> tuple[str, ...]:
         return self.senders[: self._prefix[port]]
 
-
     def projection_of(self, port: str) -> Edge:
         """The projection edge of a q, k or v port."""
         return Edge(port, port.replace("<", "[").replace(">", "]"))
@@ -150,9 +149,7 @@ class Graph:
         if not isinstance(edge, Edge):
             return False
         if edge.is_projection:
-            return (
-                self.projection_edges and edge.sender in self._prefix and edge == self.projection_of(edge.sender)
-            )
+            return self.projection_edges and edge.sender in self._prefix and edge == self.projection_of(edge.sender)
         index = self.sender_index.get(edge.sender)
         return index is not None and index < self._prefix.get(edge.receiver, 0)
 

@@ -1,0 +1,386 @@
+"""The pruning loop's losses without whole forward passes; the decisions are those of the full engine.
+
+While a receiver is tested, everything before it still has all its edges and the clean prompt, so its senders' outputs
+are the clean run's, and removing sender s adds ablated(s) − clean(s) to the receiver's input. Behind the receiver
+everything is pruned already: only its own node and what it reaches through kept edges can change. Those nodes are
+evaluated again, for many candidates at once; all others keep their stored values.
+
+A node matters only where something live reads it: the logits at the readouts, a q port and an MLP where their own
+node is read, k and v ports everywhere. So every node is needed either at the readouts or at all positions.
+
+Variant tensors are `pair variant pos d`: pairs first, since candidates share everything that is stored per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.engine.chunks import ChunkSize
+from acdc.engine.full import streams
+from acdc.engine.mask import EdgeMask
+from acdc.engine.readout import Readout
+from acdc.experiment import Experiment
+from acdc.graph import LETTERS, Edge, node_of, parse_node
+
+READ, ALL = 0, 1  # where a node is needed
+
+
+@dataclass
+class _Plan:
+    """What must be evaluated again when a receiver's input changes.
+
+    `nodes`: those behind the receiver's own, in order, each with its changing ports and the changed senders of these.
+    `to_logits`: the changed senders that the logits read.
+    """
+
+    receiver: str
+    own: str
+    nodes: list[tuple[str, dict[str, list[str]]]]
+    to_logits: list[str]
+
+
+class IncrementalPruning:
+    """A `PruningEngine`. `chunk`: variants evaluated at once; None lets the number grow and shrink."""
+
+    def __init__(self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None) -> None:
+        self.experiment, self.mask = experiment, mask
+        self.model, self.graph = experiment.model, mask.graph
+        self.chunk = ChunkSize(chunk)
+        with torch.inference_mode():
+            self.readout = Readout(experiment)
+            self.bases = streams(self.model, experiment.ablated)
+            self.clean = streams(self.model, experiment.clean)
+            self._set_read_positions()
+            # Current outputs of every sender: z for heads, and the MLPs'. Clean until something behind changes.
+            self.z = experiment.clean.heads.clone()
+            self.m = experiment.clean.mlps.clone()
+            self.inputs: dict[str, Tensor] = {}  # current input of a port, where the port is needed
+            self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
+            self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
+            self.head_maps: dict[str, list[Tensor]] = {}
+            self.plan: _Plan | None = None
+            self.levels: dict[str, int] = {}
+            self._refresh_all()
+
+    # What the loop calls.
+
+    @torch.inference_mode()
+    def loss(self) -> float:
+        x = self._input("logits")
+        return float(self.readout.losses(x[self.read_pair, self.read_slot][:, None])[0])
+
+    @torch.inference_mode()
+    def enter(self, receiver: str) -> None:
+        self._refresh_behind()
+        own = node_of(receiver)
+        self.levels = self._needed()
+        self.plan = self._make_plan(receiver, own)
+        self.now = self._frontier_input(receiver)
+        self.base_logits: list[Tensor] | None = None
+
+    def losses_without(self, edges: list[Edge]) -> Generator[float, None, None]:
+        x = self.now
+        for batch in self.chunk.cut(edges):
+            with torch.inference_mode():
+                variants = self._without(x, batch)
+                losses = self._evaluate(variants).tolist()
+                x = variants[:, -1]
+            yield from losses
+
+    @torch.inference_mode()
+    def remove(self, edges: list[Edge]) -> None:
+        if edges:
+            self.now = self._without(self.now, edges)[:, -1]
+
+    # Positions.
+
+    def _set_read_positions(self) -> None:
+        """`read_positions`: `pair slot`; readout r stands at (`read_pair[r]`, `read_slot[r]`)."""
+        readouts, n_pairs = self.experiment.readouts, len(self.experiment.batch.lengths)
+        of_pair: list[list[int]] = [[] for _ in range(n_pairs)]
+        slots = []
+        for pair, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
+            if position not in of_pair[pair]:
+                of_pair[pair].append(position)
+            slots.append(of_pair[pair].index(position))
+        width = max(map(len, of_pair))
+        rows = [positions + positions[-1:] * (width - len(positions)) for positions in of_pair]
+        device = self.model.device
+        self.read_positions = torch.tensor(rows, device=device)
+        self.read_pair, self.read_slot = readouts.pair, torch.tensor(slots, device=device)
+        self.pair_index = torch.arange(n_pairs, device=device)[:, None]
+        mask = self.experiment.attention_mask.expand(n_pairs, -1, -1)
+        self.masks = (mask[self.pair_index, self.read_positions], mask)
+
+    def _at(self, x: Tensor, level: int) -> Tensor:
+        """`pair pos d` where it is needed: all of it, or the readouts `pair slot d`."""
+        return x if level == ALL else x[self.pair_index, self.read_positions]
+
+    def _port_level(self, port: str) -> int:
+        return ALL if port.endswith(("<k>", "<v>")) else READ if port == "logits" else self.levels[node_of(port)]
+
+    # What depends on what, in the mask as it is.
+
+    def _consumers(self, sender: str) -> list[str]:
+        rows = self.mask.ports[:, self.graph.sender_index[sender]].nonzero()[:, 0].tolist()
+        return [self.graph.ports[row] for row in rows]
+
+    def _senders(self, port: str) -> list[str]:
+        row = self.mask.ports[self.graph.port_index[port]].nonzero()[:, 0].tolist()
+        return [self.graph.senders[i] for i in row]
+
+    def _needed(self) -> dict[str, int]:
+        """Where each used node is needed; nodes that feed nothing are absent."""
+        levels: dict[str, int] = {"logits": READ}
+        ports = self.mask.ports
+        index_level = torch.full((len(self.graph.ports),), -1)
+        index_level[-1] = READ
+        for i in range(len(self.graph.senders) - 1, -1, -1):
+            reading = index_level[ports[:, i]]
+            if not len(reading) or int(reading.max()) < 0:
+                continue
+            node = self.graph.senders[i]
+            level = levels[node] = int(reading.max())
+            for port in self._ports_of(node):
+                row = self.graph.port_index[port]
+                if self.mask.projections[row]:
+                    index_level[row] = ALL if port.endswith(("<k>", "<v>")) else level
+        return levels
+
+    def _ports_of(self, node: str) -> list[str]:
+        if node.startswith("input"):
+            return []
+        return [node] if node.startswith("m") else [f"{node}<{letter}>" for letter in LETTERS]
+
+    def _make_plan(self, receiver: str, own: str) -> _Plan:
+        if own == "logits":
+            return _Plan(receiver, own, [], [])
+        changed, nodes = {own}, []
+        start = self.graph.sender_index[own] + 1
+        ports_of_changed = self.mask.ports[:, self.graph.sender_index[own]].clone()
+        for i in range(start, len(self.graph.senders)):
+            node = self.graph.senders[i]
+            if node not in self.levels:
+                continue
+            changing = {
+                port: [s for s in self._senders(port) if s in changed]
+                for port in self._ports_of(node)
+                if ports_of_changed[self.graph.port_index[port]] and self.mask.projections[self.graph.port_index[port]]
+            }
+            if changing:
+                nodes.append((node, changing))
+                changed.add(node)
+                ports_of_changed |= self.mask.ports[:, i]
+        return _Plan(receiver, own, nodes, [s for s in self._senders("logits") if s in changed])
+
+    # Stored values.
+
+    def _delta(self, sender: str, level: int) -> Tensor:
+        """clean − ablated of a sender, `pair pos d_model`."""
+        key = (sender, level)
+        if key not in self.deltas:
+            clean, ablated = self.experiment.clean, self.experiment.ablated
+            node = parse_node(sender)
+            if node.kind == "head":
+                z = self._at((clean.heads - ablated.heads)[node.layer, node.head], level)
+                delta = z @ self.model.layers[node.layer].W_O[node.head]
+            elif node.kind == "mlp":
+                delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
+            else:
+                which = self.graph.inputs.index(sender)
+                delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
+            self.deltas[key] = delta
+        return self.deltas[key]
+
+    def _change(self, sender: str, level: int) -> Tensor:
+        """current − ablated of a sender, `pair pos d_model`."""
+        node, ablated = parse_node(sender), self.experiment.ablated
+        if node.kind == "head":
+            z = self.z[node.layer, node.head] - ablated.heads[node.layer, node.head]
+            return self._at(z, level) @ self.model.layers[node.layer].W_O[node.head]
+        if node.kind == "mlp":
+            return self._at(self.m[node.layer] - ablated.mlps[node.layer], level)
+        return self._delta(sender, level)
+
+    def _base(self, port: str, kind: tuple[list[Tensor], list[Tensor], Tensor]) -> Tensor:
+        """A port's ablated (or clean) input, `pair pos d_model`."""
+        attention, mlp, logits = kind
+        node = parse_node(port)
+        return logits if port == "logits" else mlp[node.layer] if node.kind == "mlp" else attention[node.layer]
+
+    def _input(self, port: str) -> Tensor:
+        """A port's current input where it is needed, summed from the edge set."""
+        if port not in self.inputs:
+            level, row = self._port_level(port), self.graph.port_index[port]
+            x = self._at(self._base(port, self.bases), level)
+            if self.mask.projections[row]:
+                for sender in self._senders(port):
+                    x = x + self._change(sender, level)
+            self.inputs[port] = x
+        return self.inputs[port]
+
+    def _frontier_input(self, receiver: str) -> Tensor:
+        """The input of the receiver to be tested: the clean one, less what is removed already."""
+        port = receiver.replace("[", "<").replace("]", ">")
+        level = self._port_level(port)
+        x = self._at(self._base(port, self.clean), level)
+        present = self.mask.ports[self.graph.port_index[port]]
+        for i, sender in enumerate(self.graph.senders_of(port)):
+            if not present[i]:
+                x = x - self._delta(sender, level)
+        return x
+
+    def _project(self, port: str) -> Tensor:
+        """A port's current q, k or v, `pair pos d_head`."""
+        if port not in self.projected:
+            self.projected[port] = self._projection(port, self._input(port)[:, None])[:, 0]
+        return self.projected[port]
+
+    def _projection(self, port: str, x: Tensor) -> Tensor:
+        """q, k or v from `pair variant pos d_model`."""
+        node = parse_node(port)
+        layer = self.model.layers[node.layer]
+        if layer.rotary is None or self._port_level(port) == ALL:
+            return layer.project_head(node.port, node.head, x)
+        return layer.project_head(node.port, node.head, x, self.read_positions[:, None])
+
+    # Refreshing what is stored.
+
+    def _refresh_all(self) -> None:
+        """Evaluate every node that may differ from the clean run, in order."""
+        self.levels = self._needed()
+        if bool((self.mask.ports == EdgeMask.all(self.graph).ports).all()) and bool(self.mask.projections.all()):
+            return
+        for node in self.graph.senders:
+            if node in self.levels and not node.startswith("input"):
+                self._refresh(node)
+
+    def _refresh_behind(self) -> None:
+        """After a receiver is done: its node and all that it changed, from the edge set as it is now."""
+        plan, self.plan = self.plan, None
+        if plan is None:
+            return
+        self.levels = self._needed()
+        for port in self._ports_of(plan.own):
+            self.inputs.pop(port, None), self.projected.pop(port, None)
+        for node, ports in plan.nodes:
+            for port in ports:
+                self.inputs.pop(port, None), self.projected.pop(port, None)
+        self.inputs.pop("logits", None)
+        for node in (plan.own, *(node for node, _ in plan.nodes)):
+            if node in self.levels and node != "logits":
+                self._refresh(node)
+
+    def _refresh(self, name: str) -> None:
+        """A node's output where it is needed, from the current inputs of its ports."""
+        node, level = parse_node(name), self.levels[name]
+        out = self._output(name, {})[:, 0]
+        target = self.z[node.layer, node.head] if node.kind == "head" else self.m[node.layer]
+        if level == ALL:
+            target.copy_(out)
+        else:
+            target[self.pair_index, self.read_positions] = out
+
+    # Evaluating variants.
+
+    def _without(self, x: Tensor, edges: list[Edge]) -> Tensor:
+        """A receiver's input without the first edge, the first two, ...: `pair variant pos d_model`."""
+        variants = x.new_empty((x.shape[0], len(edges), *x.shape[1:]))
+        for i, edge in enumerate(edges):
+            if edge.is_projection:
+                x = self._at(self._base(edge.sender, self.bases), self._port_level(edge.sender))
+            else:
+                x = x - self._delta(edge.sender, self._port_level(edge.receiver))
+            variants[:, i] = x
+        return variants
+
+    def _output(self, name: str, given: dict[str, Tensor]) -> Tensor:
+        """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
+        node, level = parse_node(name), self.levels[name]
+        layer = self.model.layers[node.layer]
+        if node.kind == "mlp":
+            assert layer.mlp is not None
+            return layer.mlp(given[name] if name in given else self._input(name)[:, None])
+        q, k, v = (
+            self._projection(port, given[port]) if port in given else self._project(port)[:, None]
+            for port in self._ports_of(name)
+        )
+        scores = _times(q, k.transpose(-2, -1)).mul_(layer.scale)
+        pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
+        return _times(pattern, v)
+
+    def _evaluate(self, variants: Tensor) -> Tensor:
+        """Losses of variants of the receiver's input, `pair variant pos d_model` → `variant`."""
+        plan = self.plan
+        assert plan is not None
+        if plan.own == "logits":
+            return self.readout.losses(variants[self.read_pair, :, self.read_slot])
+        port = plan.receiver.replace("[", "<").replace("]", ">")
+        changes = {plan.own: self._changed(plan.own, {port: variants})}
+        for name, ports in plan.nodes:
+            inputs = {
+                port: self._input(port)[:, None] + self._received(changes, port, senders)
+                for port, senders in ports.items()
+            }
+            changes[name] = self._changed(name, inputs)
+        return self._losses(changes, plan.to_logits)
+
+    def _changed(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
+        """A node's output minus its stored one: z for heads."""
+        node, level = parse_node(name), self.levels[name]
+        stored = self.z[node.layer, node.head] if node.kind == "head" else self.m[node.layer]
+        return self._output(name, inputs).sub_(self._at(stored, level)[:, None])
+
+    def _received(self, changes: dict[str, Tensor], port: str, senders: list[str]) -> Tensor:
+        """What changed senders add to a port's input."""
+        level = self._port_level(port)
+        total: Tensor | None = None
+        for sender in senders:
+            change = changes[sender]
+            if level == READ and self.levels[sender] == ALL:
+                change = change[self.pair_index, :, self.read_positions].transpose(1, 2)
+            node = parse_node(sender)
+            if node.kind == "head":
+                change = change @ self.model.layers[node.layer].W_O[node.head]
+            total = change if total is None else total + change
+        assert total is not None
+        return total
+
+    def _losses(self, changes: dict[str, Tensor], to_logits: list[str]) -> Tensor:
+        """The losses when these senders of the logits change."""
+        current = self._input("logits")
+        if not to_logits:
+            n_variants = next(iter(changes.values())).shape[1]
+            x = current[self.read_pair, self.read_slot][:, None]
+            return self.readout.losses(x).expand(n_variants)
+        x = current[:, None] + self._received(changes, "logits", to_logits)
+        x = x[self.read_pair, :, self.read_slot]
+        rank = sum(self.model.d_head if parse_node(s).kind == "head" else self.model.config.d_model for s in to_logits)
+        if 2 * rank > self.model.config.d_model or self.readout.columns is not None:
+            return self.readout.losses(x)
+        if self.base_logits is None:
+            self.base_logits = self.readout.base(current[self.read_pair, self.read_slot])
+        z = []
+        for sender in to_logits:
+            change = changes[sender]
+            where = self.experiment.readouts.position if self.levels[sender] == ALL else self.read_slot
+            z.append(change[self.read_pair, :, where])
+        maps = [torch.cat(tiles) for tiles in zip(*(self._head_map(s) for s in to_logits), strict=True)]
+        return self.readout.losses(x, self.base_logits, torch.cat(z, -1), maps)
+
+    def _head_map(self, head: str) -> list[Tensor]:
+        if head not in self.head_maps:
+            node = parse_node(head)
+            self.head_maps[head] = self.readout.through(self.model.layers[node.layer].W_O[node.head])
+        return self.head_maps[head]
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """`pair variant n m` @ `pair variant m d`, where either may have one variant only."""
+    if b.shape[1] == 1 and a.shape[1] > 1:
+        return (a.flatten(1, 2) @ b[:, 0]).unflatten(1, a.shape[1:3])
+    return a @ b

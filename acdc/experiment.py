@@ -1,0 +1,221 @@
+"""`Experiment`: model, graph, pairs, metric and ablation together; the one thing every algorithm is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc import tasks
+from acdc.ablation import AblationSettings, Values, ablated_values
+from acdc.errors import ConfigError, TaskError
+from acdc.graph import Graph
+from acdc.metrics import Metric, Readouts, make_metric
+from acdc.model.check import check_parts
+from acdc.model.forward import run
+from acdc.model.load import ModelSettings, load_model
+from acdc.model.parts import LanguageModel
+from acdc.tasks.base import Task, TaskSettings, TokenizedPair, Tokenizer, tokenize_pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pairs as tensors: one row a pair and corrupted partner.
+
+    `clean`, `corrupted`: `row pos`, padded on the right with 0. `lengths`: `row`. `source`: for each row, the pair.
+    """
+
+    clean: Tensor
+    corrupted: Tensor
+    lengths: Tensor
+    source: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return dataclasses.replace(
+            self, clean=self.clean.to(device), corrupted=self.corrupted.to(device), lengths=self.lengths.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a circuit is evaluated with. Made by `Experiment.build`; never changed afterwards."""
+
+    model: LanguageModel
+    task: Task
+    pairs: tuple[TokenizedPair, ...]
+    metric_name: str
+    ablation: AblationSettings
+    batch: Batch
+    readouts: Readouts
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def build(
+        cls,
+        model: str | ModelSettings | LanguageModel = "pocket",
+        task: str | TaskSettings | Task = "ioi",
+        metric: str | None = None,
+        ablation: str | AblationSettings = "corrupted",
+        **task_options: Any,
+    ) -> Experiment:
+        """Load, tokenise, check.
+
+        Parameters
+        ----------
+        model: `pocket`, a name that TransformerLens can fetch, a checkpoint folder, settings, or a loaded model.
+        task: a task's name with its options as further keywords (`size=50, seed=1`), its settings, or a Task of
+            your own.
+        metric: None takes the task's own.
+
+        Raises
+        ------
+        ConfigError, ModelError, TaskError: each in one line.
+        """
+        if isinstance(ablation, str):
+            ablation = AblationSettings(name=ablation)
+        settings = task if isinstance(task, TaskSettings) else None
+        if isinstance(task, str):
+            known = tasks.load(task).Settings
+            allowed = [f.name for f in dataclasses.fields(known)]
+            if unknown := sorted(set(task_options) - set(allowed)):
+                raise ConfigError(f"task={task} has no option {unknown[0]}: choose from {', '.join(allowed)}")
+            settings = known(**task_options)
+        bridge = None
+        if not isinstance(model, LanguageModel):
+            model, bridge = load_model(_model_settings(model))
+        prepend_bos = settings.prepend_bos if settings is not None else None
+        tokenizer = Tokenizer(model.tokenizer, model.vocabulary_size, prepend_bos)
+        if settings is not None:
+            task = tasks.load(settings.name).build(settings, tokenizer)
+        assert isinstance(task, Task)
+        pairs = tuple(tokenize_pairs(task.pairs, tokenizer))
+        _check_lengths(pairs, model)
+        if bridge is not None:
+            same_length = [p.clean for p in pairs if len(p.clean) == len(pairs[0].clean)][:4]
+            check_parts(model, bridge, torch.tensor(same_length))
+        batch, readouts = _tensors(pairs, ablation.draws)
+        return cls(
+            model=model,
+            task=task,
+            pairs=pairs,
+            metric_name=metric or task.metric,
+            ablation=ablation,
+            batch=batch.to(model.device),
+            readouts=readouts.to(model.device, model.dtype),
+            notes=tuple(task.notes),
+        )._checked()
+
+    def _checked(self) -> Experiment:
+        """Metric and ablation are made now, so that what cannot work is refused before anything is written."""
+        _ = self.metric, self.ablated
+        return self
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Experiment:
+        """The same experiment elsewhere or in another precision; every value is computed anew there."""
+        return dataclasses.replace(
+            self,
+            model=self.model.to(device, dtype),
+            batch=self.batch.to(device),
+            readouts=self.readouts.to(device, dtype),
+        )
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.model.config)
+
+    @cached_property
+    def _clean_run(self) -> tuple[Values, Tensor]:
+        return run(self.model, self.batch.clean, self.batch.lengths)
+
+    @property
+    def clean(self) -> Values:
+        """Every sender's output on the clean prompts."""
+        return self._clean_run[0]
+
+    @cached_property
+    def ablated(self) -> Values:
+        """What every sender's removed edges carry."""
+        same = self.ablation.name in ("zero", "noise")
+        corrupted = self.clean if same else run(self.model, self.batch.corrupted, self.batch.lengths)[0]
+        return ablated_values(self.ablation, self.clean, corrupted, self.batch.lengths)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric, tied to these pairs and the full model's logits."""
+        return make_metric(self.metric_name, self.readouts, self.clean_logits)
+
+    @cached_property
+    def clean_logits(self) -> Tensor:
+        """The full model's logits at the readouts, `readout vocabulary`."""
+        return self.model.unembed(self.read(self._clean_run[1]))
+
+    @cached_property
+    def attention_mask(self) -> Tensor:
+        """`row query key`, True where a query may not look."""
+        return self.model.attention_mask(self.batch.lengths, self.batch.clean.shape[1])
+
+    def read(self, stream: Tensor) -> Tensor:
+        """The readouts' rows of a residual stream: `... pair pos d` → `... readout d`."""
+        return stream[..., self.readouts.pair, self.readouts.position, :]
+
+    @property
+    def default_threshold(self) -> float | None:
+        """The task's own threshold for this metric, or None."""
+        return self.task.thresholds.get(self.metric_name)
+
+
+def _model_settings(model: str | ModelSettings) -> ModelSettings:
+    if isinstance(model, ModelSettings):
+        return model
+    is_path = "/" in model and not model.count("/") == 1 or model.startswith((".", "~"))
+    return ModelSettings(name="local", path=model) if is_path else ModelSettings(name=model)
+
+
+def _check_lengths(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
+    for pair in pairs:
+        if len(pair.clean) > model.max_length:
+            raise TaskError(
+                f"{pair.where}: the prompt has {len(pair.clean)} tokens, more than the {model.max_length} that"
+                f" {model.name} can read"
+            )
+
+
+def _tensors(pairs: Sequence[TokenizedPair], draws: int) -> tuple[Batch, Readouts]:
+    """Pairs, each once per corrupted partner (and draw), as tensors."""
+    rows = [(i, pair, partner) for i, pair in enumerate(pairs) for partner in pair.corrupted for _ in range(draws)]
+    width = max(len(pair.clean) for pair in pairs)
+    readouts: list[tuple[int, int, float]] = []
+    answers: list[Sequence[int]] = []
+    wrong: list[Sequence[int]] = []
+    for row, (_, pair, _) in enumerate(rows):
+        weight = 1.0 / (len(pairs) * len(pair.corrupted) * draws * len(pair.positions))
+        readouts += [(row, position, weight) for position in pair.positions]
+        answers += pair.answers
+        wrong += pair.wrong_answers
+    at, where, weights = zip(*readouts, strict=True)
+    return (
+        Batch(
+            clean=_padded([pair.clean for _, pair, _ in rows], width, 0),
+            corrupted=_padded([partner for _, _, partner in rows], width, 0),
+            lengths=torch.tensor([len(pair.clean) for _, pair, _ in rows]),
+            source=tuple(i for i, _, _ in rows),
+        ),
+        Readouts(
+            pair=torch.tensor(at),
+            position=torch.tensor(where),
+            weight=torch.tensor(weights, dtype=torch.float64),
+            answers=_padded(answers, max(map(len, answers)), -1),
+            wrong_answers=_padded(wrong, max(map(len, wrong)), -1),
+        ),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long).reshape(
+        len(rows), width
+    )

@@ -1,0 +1,71 @@
+"""The self-check: the parts, run on real tokens, must compute what the bridge itself computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model.parts import LanguageModel
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@torch.no_grad()
+def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
+    """Compare each part, fed with the bridge's own activations, and the whole, with the bridge.
+
+    Parameters
+    ----------
+    tokens: `pair pos`, without padding.
+
+    Returns the largest difference of the logits, relative to the largest logit.
+
+    Raises
+    ------
+    ModelError: names the layer and the part that differ by more than the precision explains.
+    """
+    tokens = tokens.to(model.device)
+    _, cache = bridge.run_with_cache(tokens)
+    lengths = torch.full((len(tokens),), tokens.shape[1], device=model.device)
+    mask = model.attention_mask(lengths, tokens.shape[1])
+    tolerance = _TOLERANCE[model.dtype]
+
+    def compare(part: str, ours: Tensor, hook: str) -> float:
+        if hook not in cache:
+            raise ModelError(f"{model.name}: the hook {hook} never fires, so {part} cannot be checked; not supported")
+        theirs = cache[hook]
+        if isinstance(theirs, tuple):
+            theirs = theirs[0]
+        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0))
+        if not difference <= tolerance:
+            raise ModelError(
+                f"{model.name}: {part} differs from the model's own by {difference:.1e} (allowed {tolerance:.0e});"
+                " this architecture is not supported"
+            )
+        return difference
+
+    stream = model.embed(tokens).sum(0)
+    compare("the embedding", stream, "blocks.0.hook_in")
+    for i, layer in enumerate(model.layers):
+        before = cache[f"blocks.{i}.hook_in"]
+        own = _attend(layer, before, mask)
+        compare(f"attention of layer {i}", own, f"blocks.{i}.attn.hook_out")
+        attended = stream + _attend(layer, stream, mask)
+        if layer.mlp is None:
+            stream = attended
+            continue
+        parallel = model.config.parallel_attn_mlp
+        compare(f"the MLP of layer {i}", layer.mlp(before if parallel else before + own), f"blocks.{i}.mlp.hook_out")
+        stream = attended + layer.mlp(stream if parallel else attended)
+    compare("the unembedding", model.unembed(cache[f"blocks.{len(model.layers) - 1}.hook_out"]), "unembed.hook_out")
+    return compare("the whole model", model.unembed(stream), "unembed.hook_out")
+
+
+def _attend(layer: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """The attention output of a layer with its bias, for one residual stream `pair pos d_model`."""
+    q, k, v = (layer.project(letter, x[None]) for letter in "qkv")
+    out = layer.write(layer.mix(q, k, v, mask)).sum(0)
+    return out if layer.b_O is None else out + layer.b_O

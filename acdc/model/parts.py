@@ -1,0 +1,237 @@
+"""The parts of a transformer as plain functions on tensors.
+
+Shapes: `...` stands for any leading axes (usually a variant), then `pair pos d_model`; per-head tensors have a head
+axis before `pair`: `... head pair pos d_head`. A part takes the raw residual stream at its port and applies its own
+norm. Attention output biases belong to the residual stream (`Layer.b_O`), never to a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from acdc.graph import GraphConfig
+
+T = TypeVar("T")
+
+
+def _moved(part: T, device: torch.device | str, dtype: torch.dtype) -> T:
+    """A dataclass of tensors (and of such dataclasses) on another device or in another precision."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, (Norm, Rotary, Mlp, Layer)):
+            return _moved(value, device, dtype)
+        if isinstance(value, tuple):
+            return tuple(move(item) for item in value)
+        return value
+
+    return replace(part, **{f.name: move(getattr(part, f.name)) for f in fields(part)})  # type: ignore
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm, RMS norm or none. `weight` and `bias` have shape `d_model` or are absent."""
+
+    kind: str
+    eps: float = 0.0
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x
+        if self.kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        normalised = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return normalised if self.weight is None else normalised * self.weight
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions on the first `cos.shape[-1]` of each head's dimensions. `cos`, `sin`: `pos d_rotary`.
+
+    `adjacent`: pairs are neighbours (2i, 2i+1), as in TransformerLens-native models; otherwise halves, as in Hugging
+    Face's.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    adjacent: bool
+
+    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rotate queries or keys, `... pos d_head`; `positions` (broadcast against `... pos`) if not 0, 1, ..."""
+        if positions is None:
+            cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
+        else:
+            cos, sin = self.cos[positions], self.sin[positions]
+        d_rotary = cos.shape[-1]
+        turned, rest = x[..., :d_rotary], x[..., d_rotary:]
+        if self.adjacent:
+            half = torch.stack((-turned[..., 1::2], turned[..., 0::2]), -1).flatten(-2)
+        else:
+            half = torch.cat((-turned[..., d_rotary // 2 :], turned[..., : d_rotary // 2]), -1)
+        turned = turned * cos + half * sin
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """`W_in` and `W_gate`: `d_model d_mlp`; `W_out`: `d_mlp d_model`. The output bias belongs to the output."""
+
+    norm: Norm
+    activation: Callable[[Tensor], Tensor]
+    W_in: Tensor
+    W_out: Tensor
+    b_in: Tensor | None = None
+    b_out: Tensor | None = None
+    W_gate: Tensor | None = None
+    b_gate: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the MLP writes for the residual stream `x`, `... d_model` to the same."""
+        x = self.norm(x)
+        hidden = F.linear(x, self.W_in.T, self.b_in)
+        if self.W_gate is not None:
+            hidden = self.activation(F.linear(x, self.W_gate.T, self.b_gate)) * hidden
+        else:
+            hidden = self.activation(hidden)
+        return F.linear(hidden, self.W_out.T, self.b_out)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block.
+
+    `W_Q`: `head d_model d_head`; `W_K`, `W_V`: `kv_head d_model d_head`; `b_*` without `d_model`; `W_O`:
+    `head d_head d_model`; `b_O`: `d_model`. With grouped-query attention head h reads key-value head
+    `h // (heads per group)`.
+    """
+
+    norm: Norm
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    b_Q: Tensor | None
+    b_K: Tensor | None
+    b_V: Tensor | None
+    W_O: Tensor
+    b_O: Tensor | None
+    scale: float
+    rotary: Rotary | None
+    mlp: Mlp | None
+
+    @property
+    def n_heads(self) -> int:
+        return self.W_Q.shape[0]
+
+    def weights(self, letter: str) -> tuple[Tensor, Tensor | None]:
+        """The projection and bias of q, k or v, one row per query head (`head d_model d_head`, `head d_head`)."""
+        W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+        if (group := self.n_heads // W.shape[0]) > 1:
+            W, b = W.repeat_interleave(group, 0), None if b is None else b.repeat_interleave(group, 0)
+        return W, b
+
+    def project(self, letter: str, x: Tensor, heads: Tensor | slice = slice(None)) -> Tensor:
+        """The port's residual stream to q, k or v: `... head pair pos d_model` → `... head pair pos d_head`.
+
+        `heads` says which heads the head axis stands for. Queries and keys come out rotated.
+        """
+        W, b = self.weights(letter)
+        W = W[heads]
+        projected = torch.einsum("...hptd,hde->...hpte", self.norm(x), W)
+        if b is not None:
+            projected = projected + b[heads][:, None, None, :]
+        return self.rotary(projected) if self.rotary is not None and letter != "v" else projected
+
+    def project_head(self, letter: str, head: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """One head's q, k or v: `... pos d_model` → `... pos d_head`.
+
+        `positions`: which positions the position axis stands for, if not 0, 1, ...; broadcast against `... pos`.
+        """
+        W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+        row = head // (self.n_heads // W.shape[0])
+        projected = F.linear(self.norm(x), W[row].T, None if b is None else b[row])
+        if self.rotary is None or letter == "v":
+            return projected
+        return self.rotary(projected, positions)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention: q, k, v `... pair pos d_head` to z of the same shape. `mask`: True where a query may not look."""
+        scores = (q @ k.transpose(-2, -1)) * self.scale
+        return scores.masked_fill(mask, float("-inf")).softmax(-1) @ v
+
+    def write(self, z: Tensor, heads: Tensor | slice = slice(None)) -> Tensor:
+        """What heads write: `... head pair pos d_head` → `... head pair pos d_model`, without the layer's bias."""
+        return torch.einsum("...hpte,hed->...hptd", z, self.W_O[heads])
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model as parts.
+
+    `W_E`: `vocabulary d_model`; `W_pos`: `n_ctx d_model` or absent; `W_U`: `d_model vocabulary`; `b_U`: `vocabulary`.
+    `max_length`: the longest prompt the model can be given. `tokenizer`: Hugging Face's, or None.
+    """
+
+    name: str
+    config: GraphConfig
+    W_E: Tensor
+    W_pos: Tensor | None
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    W_U: Tensor
+    b_U: Tensor | None
+    causal: bool
+    max_length: int
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_E.dtype
+
+    @property
+    def d_head(self) -> int:
+        return self.layers[0].W_Q.shape[-1]
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.W_E.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
+        """The same model elsewhere or in another precision."""
+        return _moved(self, device, dtype)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids `pair pos` to the graph's input senders, `input pair pos d_model` (one, or token and position)."""
+        token_part = self.W_E[tokens]
+        if self.W_pos is None:
+            return token_part[None]
+        position_part = self.W_pos[: tokens.shape[1]].expand_as(token_part)
+        if self.config.split_embedding:
+            return torch.stack((token_part, position_part))
+        return (token_part + position_part)[None]
+
+    def unembed(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The residual stream `... d_model` to logits `... vocabulary`, or only to some columns of it."""
+        W, b = self.W_U, self.b_U
+        if columns is not None:
+            W, b = W[:, columns], None if b is None else b[columns]
+        return F.linear(self.final_norm(x), W.T, b)
+
+    def attention_mask(self, lengths: Tensor, n_positions: int) -> Tensor:
+        """`pair query key`, True where a query may not look: the future in a causal model, padding in any other."""
+        positions = torch.arange(n_positions, device=lengths.device)
+        if self.causal:
+            return (positions[None, :] > positions[:, None])[None]  # padding is behind every real position
+        return (positions[None, :] >= lengths[:, None])[:, None, :].expand(-1, n_positions, -1)
