@@ -1,0 +1,20 @@
+"""What all tests share. The hub is closed before anything imports a Hugging Face library."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data that stands beside the repository; tests that need it are skipped where it is missing."""
+    path = Path(__file__).parents[1] / "../shared"
+    if not path.is_dir():
+        pytest.skip("needs ../shared beside the repository")
+    return path.resolve()
