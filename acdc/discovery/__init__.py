@@ -1,0 +1,49 @@
+"""Discovery algorithms: one file each, one signature; an `Experiment` and settings in, a `Circuit` out."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+from acdc.circuit import Circuit
+from acdc.discovery.base import Decision, Observer
+from acdc.errors import ConfigError
+from acdc.experiment import Experiment
+
+METHODS = ("acdc",)
+
+
+def load(method: str) -> ModuleType:
+    """The module of a method, with its `Settings` and `discover`."""
+    if method not in METHODS:
+        raise ConfigError(f"method={method} does not exist; choose one of {', '.join(METHODS)}")
+    return importlib.import_module(f"{__name__}.{method}")
+
+
+def discover(
+    experiment: Experiment,
+    method: str | Any = "acdc",
+    observer: Observer | None = None,
+    replay: Sequence[Decision] = (),
+    **options: Any,
+) -> Circuit:
+    """Find a circuit.
+
+    Parameters
+    ----------
+    method: a name, with the method's options as keywords (`threshold=0.03`), or its `Settings`.
+    observer: is told of every decision. replay: decisions of an interrupted run.
+    """
+    if isinstance(method, str):
+        known = load(method).Settings
+        allowed = [f.name for f in fields(known)]
+        if unknown := sorted(set(options) - set(allowed)):
+            raise ConfigError(f"method={method} has no option {unknown[0]}: choose from {', '.join(allowed)}")
+        settings = known(**{"name": method, **options})
+    else:
+        settings = method
+    circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay)
+    return circuit

@@ -1,0 +1,193 @@
+"""ACDC: greedy pruning of edges from the output backward (Conmy et al. 2023, arXiv:2304.14997).
+
+The rules are those of the original's code. State: the present edges (all, at the start) and the current loss. For
+each receiver that is still used, each sender's edge is removed and the loss taken again: if it rose by less than the
+threshold the edge stays out, otherwise it comes back. A receiver that is not used loses its edges untested.
+
+Several candidates are tested at once, the j-th assuming that the first j-1 went too. The longest prefix of removals
+that holds is accepted, so the decisions are those of testing one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+
+import torch
+
+from acdc.circuit import Circuit
+from acdc.discovery.base import Decision, NoObserver, Observer
+from acdc.engine.full import FullEngine
+from acdc.engine.mask import EdgeMask
+from acdc.engine.pruning import PruningEngine, make_pruning_engine
+from acdc.errors import ConfigError, RunError
+from acdc.experiment import Experiment
+from acdc.graph import Edge, Graph
+
+log = logging.getLogger(__name__)
+ENGINES = ("incremental", "full")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """ACDC's options.
+
+    Attributes
+    ----------
+    threshold: τ; an edge is kept if and only if its effect is at least τ. None takes the task's own.
+    projection_edges: also test one edge per q, k and v of every head, as the original does.
+    engine: `incremental` or `full`; they decide alike.
+    batch_size: candidates tested at once, or `auto`; it changes no decision.
+    tie_tolerance: ε. If |effect − τ| < ε·(1 + |loss|), the edge is decided by a full evaluation in float64 on the CPU.
+    """
+
+    name: str = "acdc"
+    threshold: float | None = None
+    projection_edges: bool = False
+    engine: str = "incremental"
+    batch_size: int | str = "auto"
+    tie_tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"method.engine={self.engine} is not known: choose one of {', '.join(ENGINES)}")
+        if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ConfigError(f"method.batch_size={self.batch_size} is not allowed: give auto or a number from 1 up")
+        if self.tie_tolerance < 0:
+            raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
+
+
+def discover(
+    experiment: Experiment,
+    settings: Settings,
+    observer: Observer | None = None,
+    replay: Sequence[Decision] = (),
+) -> Circuit:
+    """Prune the experiment's model to a circuit.
+
+    Parameters
+    ----------
+    replay: decisions of an interrupted run, in order; they are taken over, not tested again.
+
+    Raises
+    ------
+    ConfigError: no threshold given and none known for this task and metric.
+    RunError: the decisions to replay are not those of such a run.
+    """
+    threshold = settings.threshold if settings.threshold is not None else experiment.default_threshold
+    if threshold is None:
+        raise ConfigError(
+            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
+            " give method.threshold=NUMBER"
+        )
+    return _Pruning(experiment, settings, threshold, observer or NoObserver(), list(replay)).run()
+
+
+@dataclass
+class _Pruning:
+    """One run of the loop."""
+
+    experiment: Experiment
+    settings: Settings
+    threshold: float
+    observer: Observer
+    replay: list[Decision]
+    kept: dict[Edge, float] = field(default_factory=dict)
+    tested: dict[Edge, float] = field(default_factory=dict)
+    near_ties: int = 0
+
+    def run(self) -> Circuit:
+        settings, metric = self.settings, self.experiment.metric
+        graph = Graph(self.experiment.model.config, settings.projection_edges)
+        self.mask = EdgeMask.all(graph)
+        chunk = settings.batch_size if isinstance(settings.batch_size, int) else None
+        self.engine: PruningEngine = make_pruning_engine(settings.engine, self.experiment, self.mask, chunk)
+        self.exact = _ExactLoss(self.experiment)
+        self.current = self.engine.loss()
+        self.remaining = len(graph)
+        self.observer.started(graph, metric.from_loss(self.current))
+        replayed = 0
+        for receiver, senders in graph.test_order:
+            edges = [Edge(sender, receiver) for sender in senders]
+            if not self.mask.is_used(receiver):
+                self.mask.set(edges, False)
+                self.remaining -= len(edges)
+                continue
+            self.observer.receiver(receiver, self.remaining)
+            while replayed < len(self.replay) and edges:
+                self._take_over(self.replay[replayed], edges.pop(0))
+                replayed += 1
+            if edges:
+                self._decide(receiver, edges)
+        if replayed < len(self.replay):
+            raise RunError("the journal holds more decisions than this run makes: it is of another run")
+        return Circuit(
+            graph,
+            self.kept,
+            self.tested,
+            model=self.experiment.model.name,
+            task=self.experiment.task.name,
+            method={**asdict(settings), "threshold": self.threshold},
+            metrics={"decisions": len(self.tested), "near_ties": self.near_ties},
+        )
+
+    def _take_over(self, decision: Decision, edge: Edge) -> None:
+        if decision.edge != edge:
+            raise RunError(f"the journal tested {decision.edge} where this run tests {edge}: it is of another run")
+        if not decision.kept:
+            self.mask.set([edge], False)
+        self.current = self.experiment.metric.from_loss(decision.metric)
+        self._record(decision)
+        self.observer.replayed(decision, self.remaining)
+
+    def _decide(self, receiver: str, edges: list[Edge]) -> None:
+        """Test a receiver's edges in order. Losses come in batches that assume each edge goes; one that is kept ends
+        the assumption, and a new batch begins behind it."""
+        self.engine.enter(receiver)
+        while edges:
+            losses = self.engine.losses_without(edges)
+            removed = list(takewhile(lambda edge: not self._test(edge, next(losses)), edges))
+            losses.close()
+            self.engine.remove(removed)
+            edges = edges[len(removed) + 1 :]
+
+    def _test(self, edge: Edge, loss: float) -> bool:
+        """Decide one edge; True if it is kept."""
+        effect = loss - self.current
+        near_tie = abs(effect - self.threshold) < self.settings.tie_tolerance * (1 + abs(self.current))
+        if near_tie:
+            before, loss = self.exact.around(self.mask, edge)
+            effect = loss - before
+        # In float64 the last digits are noise too: an exact tie counts as reaching the threshold.
+        kept = effect >= self.threshold - (1e-12 if near_tie else 0.0)
+        if not kept:
+            self.mask.set([edge], False)
+            self.current = loss
+        decision = Decision(edge, effect, kept, self.experiment.metric.from_loss(self.current), near_tie)
+        self._record(decision)
+        self.observer.decided(decision, self.remaining)
+        return kept
+
+    def _record(self, decision: Decision) -> None:
+        self.tested[decision.edge] = decision.effect
+        if decision.kept:
+            self.kept[decision.edge] = decision.effect
+        self.near_ties += decision.near_tie
+        self.remaining -= 1
+
+
+class _ExactLoss:
+    """Losses by full evaluation in float64 on the CPU, made only when the first near-tie comes."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.engine: FullEngine | None = None
+
+    def around(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
+        """The loss with and without an edge."""
+        if self.engine is None:
+            self.engine = FullEngine(self.experiment.to("cpu", torch.float64))
+        before, after = self.engine.losses([mask, *mask.without_prefixes([edge])])
+        return before, after
