@@ -62,7 +62,12 @@ class Circuit:
     def _with(self, edges: Iterable[Edge], other: Circuit | None = None) -> Circuit:
         effects = {**(other.edges if other else {}), **self.edges}
         return Circuit(
-            self.graph, {edge: effects[edge] for edge in edges}, dict(self.tested), self.model, self.task, dict(self.method)
+            self.graph,
+            {edge: effects[edge] for edge in edges},
+            dict(self.tested),
+            self.model,
+            self.task,
+            dict(self.method),
         )
 
     def _check_same_graph(self, other: Circuit) -> None:
@@ -135,7 +140,9 @@ class Circuit:
             graph = Graph(GraphConfig(**fields), bool(view.graph.get("projection_edges", False)))
         except TypeError as error:
             raise FormatError(f"the graph lacks the model's shape in its attributes: {error}") from error
-        edges = {Edge(a, b): float(data["effect"]) for a, b, data in view.edges(data=True) if data.get("kind") == "edge"}
+        edges = {
+            Edge(a, b): float(data["effect"]) for a, b, data in view.edges(data=True) if data.get("kind") == "edge"
+        }
         return cls(graph, edges)
 
     def on_path(self) -> Circuit:

@@ -1,0 +1,47 @@
+"""GraphML: a circuit for Gephi, yEd, Cytoscape or networkx.
+
+Vertices are senders and ports, as in `Circuit.to_networkx`: circuit edges have `kind="edge"`, a numeric `effect` and
+their `order` of decision; a port leads on to its head by an edge of `kind="inside"`. The graph's own attributes
+rebuild the model's graph.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+
+from acdc.circuit import Circuit
+from acdc.errors import FormatError
+from acdc.files import write_atomically
+
+
+def write_graphml(circuit: Circuit, path: str | Path) -> None:
+    """Write a circuit's kept edges with their effects."""
+    view = circuit.to_networkx()
+    view.graph.update(model=circuit.model, task=circuit.task)
+    for name, data in view.nodes(data=True):
+        data["label"] = name
+    for order, edge in enumerate(circuit):
+        view.edges[edge].update(label=f"{circuit.edges[edge]:.3g}", order=order)
+    buffer = io.BytesIO()
+    nx.write_graphml(view, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_graphml(path: str | Path) -> Circuit:
+    """Read what `write_graphml` wrote; FormatError if the file is missing or is something else."""
+    try:
+        view = nx.read_graphml(path)
+        circuit = Circuit.from_networkx(view)
+        order = {edge: int(view.edges[edge].get("order", 0)) for edge in circuit}
+    except OSError as error:
+        raise FormatError(f"the GraphML file {path} cannot be read: {error.strerror}") from error
+    except (ParseError, nx.NetworkXError, KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is not a circuit in GraphML, as write_graphml makes it: {reason}") from error
+    circuit.edges = dict(sorted(circuit.edges.items(), key=lambda item: order[item[0]]))
+    circuit.model, circuit.task = str(view.graph.get("model", "")), str(view.graph.get("task", ""))
+    return circuit

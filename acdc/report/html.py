@@ -1,0 +1,331 @@
+"""The HTML report: one file that needs nothing else, for a screen, dark or light, and for paper.
+
+A page is a lead sentence and sections (`write_page`); `write_report` is the page of a discovery run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from acdc.circuit import Circuit
+from acdc.files import write_atomically
+from acdc.graph import LETTERS, Edge, node_of, parse_node
+
+MAX_ROWS = 500  # edges listed in a report; circuit.json has all of them
+
+EXPLANATIONS = {
+    "clean": "the metric of the full model on the clean prompts",
+    "corrupted": "the metric with no edge kept: every edge carries its ablated value",
+    "circuit": "the metric with only the circuit's edges kept",
+    "recovery": "(circuit − corrupted) / (clean − corrupted): 100% is as good as the full model",
+    "kl": "KL(model ‖ circuit) of the next-token distributions, in nats: 0 is the same prediction",
+    "edges_kept": "edges in the circuit",
+    "edges_total": "edges in the model's computational graph",
+    "decisions": "edges that were tested; the others were removed untested, since nothing used their receiver",
+    "near_ties": "tests so close to the threshold that they were settled in float64",
+    "seconds": "time the search took",
+    "peak_mb": "largest memory use, in megabytes",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a heading and what stands below it, as HTML. `open` False folds it away at first."""
+
+    title: str
+    html: str
+    open: bool = True
+
+
+def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Write a self-contained HTML page; `title` and `lead` are plain text, empty sections are left out."""
+    parts = []
+    for section in sections:
+        if section.html and section.open:
+            parts.append(f"<section><h2>{escape(section.title)}</h2>{section.html}</section>")
+        elif section.html:
+            head = f"<summary><h2>{escape(section.title)}</h2></summary>"
+            parts.append(f"<section><details>{head}{section.html}</details></section>")
+    page = Template(PAGE).substitute(title=escape(title), lead=escape(lead), style=STYLE, body="\n".join(parts))
+    write_atomically(path, page)
+
+
+def write_report(
+    path: str | Path,
+    circuit: Circuit,
+    *,
+    svg: str | None,
+    config_yaml: str,
+    notes: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+) -> None:
+    """Write the report of a discovery run.
+
+    Parameters
+    ----------
+    svg: the picture, or None where none could be drawn.
+    config_yaml: the run's configuration. notes: warnings the reader should see first, one line each.
+    sections: more of them, shown behind the list of edges.
+    """
+    on_path = circuit.on_path()
+    title = " · ".join(part for part in ("Circuit", circuit.task, circuit.model) if part)
+    write_page(
+        path,
+        title,
+        summary(circuit),
+        [
+            Section("Please note", _list(notes)),
+            Section("The circuit", picture(svg) if svg else "<p>No picture: no Graphviz was found to draw it.</p>"),
+            Section("Numbers", metrics_table(circuit.metrics)),
+            Section("Edges by effect", edges_table(circuit)),
+            Section("Edges by layer", layers_table(circuit)),
+            Section("Edges on no path", _off_path(circuit, on_path)),
+            *sections,
+            Section("Configuration", f"<pre>{escape(config_yaml)}</pre>" if config_yaml.strip() else "", open=False),
+            Section("Where it comes from", _provenance(circuit), open=False),
+        ],
+    )
+
+
+def summary(circuit: Circuit) -> str:
+    """What was found, in a sentence or two."""
+    name, threshold = str(circuit.method.get("name", "")), circuit.method.get("threshold")
+    kept = f"{len(circuit):,} of {len(circuit.graph):,} edges"
+    text = f"{name.upper() if name == 'acdc' else name} kept {kept}" if name else f"The circuit has {kept}"
+    text += f" of {circuit.model}" * bool(circuit.model) + f" on the task {circuit.task}" * bool(circuit.task)
+    if isinstance(threshold, int | float):
+        text += f" (threshold τ = {threshold:g})"
+    recovery = circuit.metrics.get("recovery")
+    if isinstance(recovery, int | float) and math.isfinite(recovery):
+        text += (
+            f"; alone they recover {recovery:.0%} of the metric's way from the model with every edge ablated"
+            f" ({number(circuit.metrics.get('corrupted'))}) to the full model ({number(circuit.metrics.get('clean'))})"
+        )
+    return text + "."
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()) -> str:
+    """An HTML table of cells that are HTML already; columns in `numeric` are right-aligned."""
+    right = set(numeric)
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}{' class=n' * (i in right)}>{c}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+
+    head = f"<thead>{row(header, 'th')}</thead>" if any(header) else ""
+    body = "".join(row(cells, "td") for cells in rows)
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def number(value: Any) -> str:
+    """A value for a reader: four significant digits, thousands separated, a dash for what is missing."""
+    if isinstance(value, bool) or value is None:
+        return "—" if value is None else "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return "—" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def picture(svg: str) -> str:
+    """An SVG picture in a frame that scrolls and zooms."""
+    drawing = re.sub(r"^.*?(?=<svg\b)", "", svg, flags=re.DOTALL)  # no XML head inside HTML
+    drawing = drawing.replace("<svg ", '<svg role="img" aria-label="drawing of the circuit" ', 1)
+    buttons = "".join(f'<button type="button" data-zoom="{z}">{label}</button>' for z, label in ZOOMS)
+    return f'<figure class="picture"><div class="zoom">{buttons}</div><div class="canvas">{drawing}</div></figure>'
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """The figures of a run, each with what it means."""
+    names = [*(name for name in EXPLANATIONS if name in metrics), *(n for n in metrics if n not in EXPLANATIONS)]
+    rows = []
+    for name in names:
+        value = metrics[name]
+        share = name == "recovery" and isinstance(value, int | float) and math.isfinite(value)
+        shown = f"{value:.1%}" if share else number(value)
+        rows.append([f"<code>{escape(name)}</code>", escape(shown), escape(EXPLANATIONS.get(name, ""))])
+    return table(["", "value", "meaning"], rows, numeric=[1]) if rows else ""
+
+
+def edges_table(circuit: Circuit) -> str:
+    """The edges, the strongest first, with bars that show their effects beside each other."""
+    edges = sorted(circuit.edges.items(), key=lambda item: -abs(item[1]))
+    if not edges:
+        return "<p>No edge was kept.</p>"
+    finite = [abs(effect) for _, effect in edges if math.isfinite(effect)]
+    largest = max(finite, default=0.0) or 1.0
+
+    def row(edge: Edge, effect: float) -> list[str]:
+        width = 100 * min(abs(effect) / largest, 1) if math.isfinite(effect) else 0
+        bar = f'<span class="bar{" minus" if effect < 0 else ""}" style="width:{width:.1f}%"></span>'
+        return [f"<code>{escape(edge.sender)}</code>", f"<code>{escape(edge.receiver)}</code>", number(effect), bar]
+
+    header = ["sender", "receiver", "effect", '<span class="sr">size</span>']
+    rows = [row(edge, effect) for edge, effect in edges]
+    text = (
+        "<p>An effect is the loss after removing the edge minus the loss before: positive means that the edge"
+        " helps.</p>" + table(header, rows[:20], numeric=[2])
+    )
+    if rest := rows[20:MAX_ROWS]:
+        text += f"<details><summary>{len(rest)} more</summary>{table(header, rest, numeric=[2])}</details>"
+    if len(rows) > MAX_ROWS:
+        text += f"<p>{len(rows) - MAX_ROWS:,} weaker edges are not listed; circuit.json has them all.</p>"
+    return text
+
+
+def layers_table(circuit: Circuit) -> str:
+    """How many edges go into and come out of each layer's parts, the output on top."""
+    into: dict[tuple[int, str], int] = {}
+    out: dict[int, int] = {}
+    heads: dict[int, set[int]] = {}
+    for edge in circuit:
+        if edge.is_projection:
+            continue
+        sender, receiver = parse_node(edge.sender), parse_node(edge.receiver)
+        kind = receiver.port or receiver.kind
+        into[receiver.layer, kind] = into.get((receiver.layer, kind), 0) + 1
+        out[sender.layer] = out.get(sender.layer, 0) + 1
+        for node in (sender, receiver):
+            if node.kind == "head":
+                heads.setdefault(node.layer, set()).add(node.head)
+    most = max(into.values(), default=1)
+
+    def cell(layer: int, kind: str) -> str:
+        count = into.get((layer, kind), 0)
+        return f'<span class="heat" style="--share:{100 * count / most:.0f}%">{count}</span>' if count else ""
+
+    logits, embedding = parse_node("logits").layer, parse_node("input").layer
+    rows = [["logits", "", *[""] * 4, cell(logits, "logits"), ""]]
+    for layer in range(circuit.graph.config.n_layers - 1, -1, -1):
+        names = ", ".join(f"{layer}.{head}" for head in sorted(heads.get(layer, ())))
+        ports = [cell(layer, kind) for kind in (*LETTERS, "mlp")]
+        rows.append([f"layer {layer}", names, *ports, "", str(out.get(layer, ""))])
+    rows.append(["input", "", *[""] * 5, str(out.get(embedding, ""))])
+    header = ["", "heads in the circuit", "into q", "into k", "into v", "into MLP", "into logits", "out of it"]
+    return table(header, rows, numeric=range(2, 8)) if len(circuit) else ""
+
+
+def _off_path(circuit: Circuit, on_path: Circuit) -> str:
+    off = [edge for edge in circuit if edge not in on_path]
+    text = f"<p>{len(on_path):,} of the {len(circuit):,} kept edges lie on a path from the input to the logits. "
+    if not off:
+        return text + "None is left over.</p>" if len(circuit) else ""
+    nodes = {node_of(name) for name in on_path.nodes()}
+    dead = list(dict.fromkeys(node_of(n) for e in off for n in e if node_of(n) not in nodes))
+    text += (
+        f"Left over and not drawn: {len(off):,}; what they would carry does not come from the input or does not reach"
+        " the output"
+    )
+    if dead:
+        text += f". No path uses {', '.join(dead[:20])}{' and others' if len(dead) > 20 else ''}"
+    text += ".</p>"
+    names = ", ".join(f"<code>{escape(str(edge))}</code>" for edge in off[:MAX_ROWS])
+    return text + f"<details><summary>Which</summary><p>{names}</p></details>"
+
+
+def _provenance(circuit: Circuit) -> str:
+    shape = {key: value for key, value in circuit.graph.config.as_dict().items() if value is not None}
+    groups = {"model": {"name": circuit.model, **shape}, "method": circuit.method, **{"": circuit.provenance}}
+    rows = [[f"<code>{escape(key)}</code>", escape(value)] for key, value in _flat(groups) if value != ""]
+    return table(["", ""], rows)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested mappings as dotted keys with their values as text."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}".strip("."))
+    elif isinstance(value, list | tuple):
+        yield prefix, ", ".join(map(str, value))
+    else:
+        yield prefix, "" if value is None else str(value)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+ZOOMS = (("fit", "Fit"), ("0.8", "−"), ("1.25", "+"), ("full", "100%"))
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #5b6470; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
+  --accent: #2563ab; --minus: #b4532a; --warn: #fff4d6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #a0a8b3; --line: #363c44; --back: #15181c;
+  --card: #1e2227; --accent: #6ea8e8; --minus: #e08a5f; --warn: #3a3115; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; background: var(--back); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 0 0 .6rem; }
+.lead { font-size: 1.12rem; margin: 0 0 1.5rem; }
+section { margin: 2.2rem 0; }
+summary { cursor: pointer; } summary h2 { display: inline; }
+details > :not(summary) { margin-top: .6rem; }
+code, pre { font: .9em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .94rem; }
+th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
+th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:first-child, td:first-child { padding-left: 0; white-space: nowrap; }
+tbody:only-child td:first-child { width: 14rem; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:has(> .bar) { width: 45%; vertical-align: middle; }
+.bar { display: block; height: .7em; border-radius: 2px; background: var(--accent); min-width: 1px; }
+.bar.minus { background: var(--minus); }
+.heat { display: inline-block; min-width: 2.2em; padding: 0 .4em; border-radius: 4px;
+  background: color-mix(in srgb, var(--accent) calc(var(--share) * .6), transparent); }
+.notes { background: var(--warn); border-radius: 8px; margin: 0; padding: .8rem 1rem .8rem 2rem; }
+.picture { margin: 0; border: 1px solid var(--line); border-radius: 8px; background: #fff; }
+.canvas { overflow: auto; max-height: 85vh; padding: .5rem; text-align: center; }
+.canvas svg { width: auto; max-width: 100%; height: auto; max-height: calc(85vh - 1rem); }
+.zoom { display: flex; justify-content: flex-end; gap: .25rem; padding: .5rem .5rem 0; }
+.zoom button { font: inherit; font-size: .85rem; padding: .1rem .55rem; border: 1px solid #cfd5dc; border-radius: 6px;
+  background: #ffffffd9; color: #1c2126; cursor: pointer; }
+.sr { position: absolute; clip-path: inset(50%); }
+img, section > svg { max-width: 100%; height: auto; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } .zoom { display: none; }
+  .canvas { overflow: visible; max-height: none; } .canvas svg { max-height: 60vh; } section { margin: 1.4rem 0; }
+  .scroll { overflow: visible; } table { font-size: .8rem; } th, td { padding: .15rem .45rem; }
+  tr, figure, .notes { break-inside: avoid; }
+  h2 { break-after: avoid; } .bar, .heat, .notes { print-color-adjust: exact; } }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<header><h1>$title</h1><p class="lead">$lead</p></header>
+<main>
+$body
+</main>
+<script>
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(details => details.open = true));
+document.querySelectorAll(".picture").forEach(figure => {
+  const canvas = figure.querySelector(".canvas"), svg = canvas.querySelector("svg");
+  figure.querySelectorAll("button").forEach(button => button.addEventListener("click", () => {
+    const zoom = button.dataset.zoom, fit = zoom === "fit", full = svg.viewBox.baseVal.width * 4 / 3;
+    const x = (canvas.scrollLeft + canvas.clientWidth / 2) / canvas.scrollWidth;
+    const y = (canvas.scrollTop + canvas.clientHeight / 2) / canvas.scrollHeight;
+    const width = zoom === "full" ? full : svg.getBoundingClientRect().width * zoom;
+    svg.style.maxWidth = svg.style.maxHeight = fit ? "" : "none";
+    svg.style.width = fit ? "" : width + "px";
+    canvas.scrollTo(x * canvas.scrollWidth - canvas.clientWidth / 2, y * canvas.scrollHeight - canvas.clientHeight / 2);
+  }));
+});
+</script>
+</body>
+</html>
+"""
