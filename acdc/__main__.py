@@ -1,0 +1,3 @@
+from acdc.cli import main
+
+main()

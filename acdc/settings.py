@@ -1,0 +1,53 @@
+"""From plain mappings (YAML, overrides) to the settings dataclasses, with errors that say what is allowed."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from acdc.errors import ConfigError
+
+T = TypeVar("T")
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of a settings dataclass.
+
+    Parameters
+    ----------
+    where: the group's name, for messages such as `method.threshold=abc is not allowed`.
+
+    Raises
+    ------
+    ConfigError: a key that does not exist or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(f"{where}.{key} does not exist; {where} has {', '.join(allowed)}")
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    choices = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    for choice in choices:
+        if typing.get_origin(choice) is list and isinstance(value, (list, tuple)):
+            (item,) = typing.get_args(choice)
+            return [_value(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+        if choice is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
+            return value
+    expected = " or ".join(_WORDS.get(c, "a list") for c in choices)
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    raise ConfigError(f"{where}={shown} is not allowed: give {expected}")

@@ -1,0 +1,193 @@
+"""Who watches a run: the console and Weights & Biases, behind one small interface. Only this file knows wandb."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from acdc.discovery.base import Decision, NoObserver, Observer
+from acdc.errors import ConfigError, RunError
+from acdc.graph import Graph
+
+log = logging.getLogger(__name__)
+MODES = ("online", "offline", "disabled")
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """Where a run is tracked.
+
+    Attributes
+    ----------
+    name: `none` or `wandb`. The rest is for wandb: mode: `online`, `offline` or `disabled`. project, entity, group,
+    tags, run_name: as W&B has them. every: one point per so many tested edges.
+    """
+
+    name: str = "none"
+    mode: str = "online"
+    project: str = "acdc"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    run_name: str | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in ("none", "wandb"):
+            raise ConfigError(f"tracker={self.name} is not known: choose none or wandb")
+        if self.mode not in MODES:
+            raise ConfigError(f"tracker.mode={self.mode} is not known: choose one of {', '.join(MODES)}")
+        if self.every < 1:
+            raise ConfigError(f"tracker.every={self.every} is not allowed: give 1 or more")
+
+
+class Tracker(Observer, Protocol):
+    """An observer that also hears of the result."""
+
+    def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """The run's metrics and the files it wrote."""
+
+    def closed(self, failed: bool) -> None:
+        """Nothing more will come."""
+
+
+class Watchers:
+    """Several observers as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def started(self, graph: Graph, metric: float) -> None:
+        for observer in self.observers:
+            observer.started(graph, metric)
+
+    def receiver(self, name: str, remaining: int) -> None:
+        for observer in self.observers:
+            observer.receiver(name, remaining)
+
+    def decided(self, decision: Decision, remaining: int) -> None:
+        for observer in self.observers:
+            observer.decided(decision, remaining)
+
+    def replayed(self, decision: Decision, remaining: int) -> None:
+        for observer in self.observers:
+            observer.replayed(decision, remaining)
+
+
+class ConsoleTracker:
+    """A live line: receiver at hand, edges tested, kept and left, metric, time to go."""
+
+    def __init__(self, console: Console, metric: str) -> None:
+        self.metric = metric
+        self.tested = self.kept = 0
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[receiver]:<10}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("tested {task.fields[tested]}  kept {task.fields[kept]}  left {task.fields[left]}"),
+            TextColumn(f"{metric} {{task.fields[value]:.4g}}"),
+            TimeElapsedColumn(),
+            TextColumn("to go"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=8,
+        )
+
+    def started(self, graph: Graph, metric: float) -> None:
+        total = len(graph)
+        self.task = self.progress.add_task(
+            "edges", total=total, receiver="logits", tested=0, kept=0, left=total, value=metric
+        )
+        self.progress.start()
+
+    def receiver(self, name: str, remaining: int) -> None:
+        self._show(remaining, receiver=name)
+
+    def decided(self, decision: Decision, remaining: int) -> None:
+        self.tested += 1
+        self.kept += decision.kept
+        self._show(remaining, tested=self.tested, kept=self.kept, value=decision.metric)
+
+    replayed = decided
+
+    def _show(self, remaining: int, **fields: Any) -> None:
+        total = self.progress.tasks[self.task].total or 0
+        left = remaining + self.kept
+        self.progress.update(self.task, completed=total - remaining, left=left, **fields)
+
+    def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        return
+
+    def closed(self, failed: bool) -> None:
+        self.progress.stop()
+
+
+class WandbTracker(NoObserver):
+    """Configuration, a point per n tested edges, the summary, the picture and the circuit as an artifact.
+
+    Parameters
+    ----------
+    run_id: of the run to go on with, or of a new one.
+    """
+
+    def __init__(self, settings: TrackerSettings, folder: Path, config: Mapping[str, Any], run_id: str) -> None:
+        import wandb  # imported only where it is asked for
+
+        self.every = settings.every
+        self.tested = self.kept = 0
+        try:
+            self.run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group,
+                tags=settings.tags or None,
+                name=settings.run_name,
+                mode=settings.mode,  # type: ignore[arg-type]
+                dir=str(folder),
+                config=dict(config),
+                id=run_id,
+                resume="allow",
+                settings=wandb.Settings(silent=True),
+            )
+        except (wandb.errors.Error, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"tracker=wandb could not start ({reason}); try tracker.mode=offline") from error
+        self.run.define_metric("tested")
+        self.run.define_metric("*", step_metric="tested")
+
+    def decided(self, decision: Decision, remaining: int) -> None:
+        self.tested += 1
+        self.kept += decision.kept
+        if self.tested % self.every == 0 or remaining == 0:
+            point = {"metric": decision.metric, "effect": decision.effect}
+            self.run.log({"tested": self.tested, "kept": self.kept, "left": remaining + self.kept, **point})
+
+    def replayed(self, decision: Decision, remaining: int) -> None:
+        self.tested += 1
+        self.kept += decision.kept
+
+    def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        import wandb
+
+        self.run.summary.update(dict(summary))
+        if "circuit.png" in files:
+            self.run.log({"circuit": wandb.Image(str(files["circuit.png"]))})
+        artifact = wandb.Artifact(f"circuit-{self.run.id}", type="circuit", metadata=dict(summary))
+        for path in files.values():
+            artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
+
+    def closed(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+def new_run_id() -> str:
+    """An id for a tracked run, kept in the run folder so that a resumed run goes on under it."""
+    return uuid.uuid4().hex[:12]
