@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
 
 import torch
 
@@ -147,9 +146,12 @@ class _Pruning:
         the assumption, and a new batch begins behind it."""
         self.engine.enter(receiver)
         while edges:
-            losses = self.engine.losses_without(edges)
-            removed = list(takewhile(lambda edge: not self._test(edge, next(losses)), edges))
-            losses.close()
+            removed: list[Edge] = []
+            # The losses come first in zip: the engine then sees that a batch was used to its end.
+            for loss, edge in zip(self.engine.losses_without(edges), edges, strict=False):
+                if self._test(edge, loss):
+                    break
+                removed.append(edge)
             self.engine.remove(removed)
             edges = edges[len(removed) + 1 :]
 

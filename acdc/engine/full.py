@@ -8,6 +8,7 @@ the mask, and the oracle for every faster way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +41,49 @@ def streams(model: LanguageModel, values: Values) -> tuple[list[Tensor], list[Te
     return attention, mlp, stream
 
 
+@dataclass(frozen=True)
+class Needed:
+    """What an evaluation has to compute: layers before `first_layer` have all their edges, so they are clean; of the
+    others only the heads and MLPs that feed something that is read."""
+
+    first_layer: int
+    heads: list[Tensor]
+    mlps: list[bool]
+
+    @classmethod
+    def everything(cls, graph: Graph) -> Needed:
+        layers = range(graph.config.n_layers)
+        return cls(0, [torch.arange(graph.config.n_heads) for _ in layers], [True for _ in layers])
+
+    @classmethod
+    def of(cls, graph: Graph, ports: Tensor, projections: Tensor) -> Needed:
+        """For masks `variant port sender` and `variant port`."""
+        whole = (ports == EdgeMask.all(graph).ports).all(-1).all(0) & projections.all(0)
+        present = ports.any(0)
+        read = torch.zeros(len(graph.ports), dtype=torch.bool)
+        read[-1] = True
+        live = set()
+        for sender in range(len(graph.senders) - 1, -1, -1):
+            if bool(present[read, sender].any()):
+                name = graph.senders[sender]
+                live.add(name)
+                for port in (name, *(f"{name}<{letter}>" for letter in LETTERS)):
+                    if port in graph.port_index:
+                        read[graph.port_index[port]] = True
+        first_layer = 0
+        heads, mlps = [], []
+        for i in range(graph.config.n_layers):
+            rows, mlp_row = port_rows(graph, i)
+            last = rows["v"].stop if mlp_row is None else mlp_row + 1
+            if first_layer == i and bool(whole[rows["q"].start : last].all()):
+                first_layer = i + 1
+            heads.append(
+                torch.tensor([h for h in range(graph.config.n_heads) if f"a{i}.h{h}" in live], dtype=torch.long)
+            )
+            mlps.append(f"m{i}" in live)
+        return cls(first_layer, heads, mlps)
+
+
 class FullEngine:
     """Evaluates circuits of an experiment by complete forward passes.
 
@@ -58,50 +102,73 @@ class FullEngine:
         bytes_per_variant = vectors_per_variant * self.logits_base.numel() * self.logits_base.element_size()
         self.max_variants = max(1, min(64, int((memory_gb or 0.25) * 2**30 / bytes_per_variant)))
 
-    def stream(self, ports: Tensor, projections: Tensor | None = None) -> Tensor:
+    def stream(self, ports: Tensor, projections: Tensor | None = None, needed: Needed | None = None) -> Tensor:
         """The residual stream that the logits are read from.
 
         Parameters
         ----------
         ports: `variant port sender`, 1 where an edge is present, or anything between.
         projections: `variant port`, 1 where a projection edge is present; None is all.
+        needed: what may be left out because it is clean or feeds nothing; None leaves out nothing.
 
         Returns `variant readout d_model`.
         """
         model, ablated = self.model, self.experiment.ablated
         graph: Graph = self.experiment.graph
+        needed = needed or Needed.everything(graph)
         ports = ports.to(model.device, model.dtype)
-        n_variants = ports.shape[0]
         # What senders add to a port through present edges: output − ablated output, in groups that came together.
-        changes = [(self.experiment.clean.inputs - ablated.inputs).expand(n_variants, *ablated.inputs.shape)]
+        changes = self._clean_changes(needed.first_layer)
 
-        def received(base: Tensor, rows: slice) -> Tensor:
-            value = base.expand(n_variants, rows.stop - rows.start, *base.shape)
-            start = 0
-            for change in changes:
-                edges = ports[:, rows, start : start + change.shape[1]]
-                value = value + torch.einsum("vrs,vs...->vr...", edges, change)
-                start += change.shape[1]
+        def received(base: Tensor, rows: Tensor) -> Tensor:
+            value = base.expand(len(ports), len(rows), *base.shape)
+            for senders, change in changes:
+                edges = ports[:, rows][:, :, senders]
+                if not edges.requires_grad:
+                    present = edges.flatten(0, 1).any(0).nonzero()[:, 0]
+                    if not len(present):
+                        continue
+                    edges, change = edges[:, :, present], change[:, present]
+                variants = "v" if len(change) == len(ports) else "u"
+                value = value + torch.einsum(f"vrs,{variants}s...->vr...", edges, change)
             return value
 
-        for i, layer in enumerate(model.layers):
-            rows, mlp_row = port_rows(graph, i)
-            projected = {}
-            for letter in LETTERS:
-                value = layer.project(letter, received(self.attention_base[i], rows[letter]))
-                if projections is not None:
-                    kept = projections[:, rows[letter]].to(value)[..., None, None, None]
-                    value = kept * value + (1 - kept) * layer.project(letter, self.attention_base[i][None])
-                projected[letter] = value
-            z = layer.mix(projected["q"], projected["k"], projected["v"], self.experiment.attention_mask)
-            changes.append(layer.write(z - ablated.heads[i]))
-            if layer.mlp is not None and mlp_row is not None:
-                value = received(self.mlp_base[i], slice(mlp_row, mlp_row + 1))
-                changes.append(layer.mlp(value) - ablated.mlps[i])
-        last = len(graph.ports) - 1
+        for i in range(needed.first_layer, len(model.layers)):
+            layer = model.layers[i]
+            port_of, mlp_row = port_rows(graph, i)
+            heads, first_head = needed.heads[i], graph.sender_index[f"a{i}.h0"]
+            if len(heads):
+                projected = {}
+                for letter in LETTERS:
+                    rows = heads + port_of[letter].start
+                    value = layer.project(letter, received(self.attention_base[i], rows), heads)
+                    if projections is not None:
+                        kept = projections[:, rows].to(value)[..., None, None, None]
+                        removed = layer.project(letter, self.attention_base[i].expand(len(heads), -1, -1, -1), heads)
+                        value = kept * value + (1 - kept) * removed
+                    projected[letter] = value
+                z = layer.mix(projected["q"], projected["k"], projected["v"], self.experiment.attention_mask)
+                changes.append((heads + first_head, layer.write(z - ablated.heads[i, heads], heads)))
+            if layer.mlp is not None and mlp_row is not None and needed.mlps[i]:
+                value = received(self.mlp_base[i], torch.tensor([mlp_row]))
+                sender = torch.tensor([graph.sender_index[f"m{i}"]])
+                changes.append((sender, layer.mlp(value) - ablated.mlps[i]))
         read = self.experiment.read
-        changes = [read(change)[:, :, None] for change in changes]  # the logits look at few positions only
-        return received(read(self.logits_base)[None], slice(last, last + 1))[:, 0, 0]
+        changes = [(senders, read(change)[:, :, None]) for senders, change in changes]  # few positions are looked at
+        return received(read(self.logits_base)[None], torch.tensor([len(graph.ports) - 1]))[:, 0, 0]
+
+    def _clean_changes(self, first_layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Clean − ablated of the senders before a layer, the inputs and one layer a group: `1 sender pair pos d`."""
+        clean, ablated, graph = self.experiment.clean, self.experiment.ablated, self.experiment.graph
+        changes = [(torch.arange(len(graph.inputs)), (clean.inputs - ablated.inputs)[None])]
+        for i in range(first_layer):
+            layer, start = self.model.layers[i], graph.sender_index[f"a{i}.h0"]
+            written = layer.write(clean.heads[i] - ablated.heads[i])
+            changes.append((torch.arange(start, start + layer.n_heads), written[None]))
+            if layer.mlp is not None:
+                mlp = torch.tensor([graph.sender_index[f"m{i}"]])
+                changes.append((mlp, (clean.mlps[i] - ablated.mlps[i])[None, None]))
+        return changes
 
     def logits(self, masks: Sequence[EdgeMask], columns: Tensor | None = None) -> Tensor:
         """Logits at the readouts, `variant readout column`, in batches that fit in memory."""
@@ -111,7 +178,8 @@ class FullEngine:
                 some = masks[start : start + self.max_variants]
                 ports = torch.stack([mask.ports for mask in some])
                 projections = torch.stack([mask.projections for mask in some])
-                parts.append(self.model.unembed(self.stream(ports, projections), columns))
+                needed = Needed.of(self.experiment.graph, ports, projections)
+                parts.append(self.model.unembed(self.stream(ports, projections, needed), columns))
         return torch.cat(parts)
 
     def losses(self, masks: Sequence[EdgeMask]) -> list[float]:

@@ -61,7 +61,7 @@ class IncrementalPruning:
             self.inputs: dict[str, Tensor] = {}  # current input of a port, where the port is needed
             self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
             self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
-            self.head_maps: dict[str, list[Tensor]] = {}
+            self.maps: dict[tuple[str, ...], list[Tensor]] = {}
             self.plan: _Plan | None = None
             self.levels: dict[str, int] = {}
             self._refresh_all()
@@ -369,14 +369,15 @@ class IncrementalPruning:
             change = changes[sender]
             where = self.experiment.readouts.position if self.levels[sender] == ALL else self.read_slot
             z.append(change[self.read_pair, :, where])
-        maps = [torch.cat(tiles) for tiles in zip(*(self._head_map(s) for s in to_logits), strict=True)]
-        return self.readout.losses(x, self.base_logits, torch.cat(z, -1), maps)
+        return self.readout.losses(x, self.base_logits, torch.cat(z, -1), self._map(tuple(to_logits)))
 
-    def _head_map(self, head: str) -> list[Tensor]:
-        if head not in self.head_maps:
-            node = parse_node(head)
-            self.head_maps[head] = self.readout.through(self.model.layers[node.layer].W_O[node.head])
-        return self.head_maps[head]
+    def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
+        """What these heads' z do to the logits; kept while the receivers of one node are tested."""
+        if heads not in self.maps:
+            nodes = [parse_node(head) for head in heads]
+            W_O = torch.cat([self.model.layers[node.layer].W_O[node.head] for node in nodes])
+            self.maps = {**dict(list(self.maps.items())[-15:]), heads: self.readout.through(W_O)}
+        return self.maps[heads]
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:

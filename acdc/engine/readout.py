@@ -13,8 +13,9 @@ from torch import Tensor
 
 from acdc.experiment import Experiment
 
-_TILE_BYTES = 2**20
 _TILE_COLUMNS = 4096
+_CACHED = 2**18  # numbers of a tile that stay in cache while they are worked on
+_MAX_ROWS = 1024  # of one product
 
 
 class Readout:
@@ -37,18 +38,19 @@ class Readout:
         self.columns = self.metric.columns
         readouts = self.metric.readouts
         if self.columns is not None:  # a logit difference: few columns, no log-sum-exp
-            self.tiles = [U[:, self.columns].contiguous()]
-            self.offsets = [None if offset is None else offset[self.columns]]
+            self.tiles = [U[:, self.columns]]
+            self.offset = None if offset is None else offset[self.columns]
             return
-        width = U.shape[1]
-        cuts = [slice(a, min(a + _TILE_COLUMNS, width)) for a in range(0, width, _TILE_COLUMNS)]
-        if self.model.device.type != "cpu":
-            cuts = [slice(0, width)]
-        self.cuts = cuts
-        self.tiles = [U[:, cut].contiguous() for cut in cuts]
-        self.offsets = [None if offset is None else offset[cut] for cut in cuts]
         clean = experiment.clean_logits
         self.shift = clean.max(-1).values  # keeps exponentials in range
+        if self.metric.name == "l2":
+            self.shift = torch.zeros_like(self.shift)
+        # Two rows more, so that the product itself adds the offset and subtracts the shift.
+        extra = torch.stack((torch.zeros_like(U[0]) if offset is None else offset, torch.ones_like(U[0])))
+        width = U.shape[1]
+        columns = _TILE_COLUMNS if self.model.device.type == "cpu" else width
+        cuts = [slice(start, min(start + columns, width)) for start in range(0, width, columns)]
+        self.tiles = [torch.cat((U[:, cut], extra[:, cut])) for cut in cuts]
         if self.metric.name == "kl_div":
             p = clean.double().softmax(-1)
             self.p_log_p = (p * clean.double().log_softmax(-1)).sum(-1)
@@ -72,11 +74,12 @@ class Readout:
 
     def base(self, x: Tensor) -> list[Tensor]:
         """x U of the streams that `losses` is later given changes to: `readout d_model` → tiles `readout column`."""
-        return [x @ tile for tile in self.tiles]
+        return [x @ tile[: x.shape[-1]] for tile in self.tiles]
 
     def through(self, W_O: Tensor) -> list[Tensor]:
-        """Tiles of W_O U: what a head's z, `d_head`, does to the logits."""
-        return [W_O @ tile for tile in self.tiles]
+        """Tiles of W_O U: what a head's z, `d_head`, does to the logits. Several heads' go below each other."""
+        width = W_O.shape[-1]
+        return [torch.cat((W_O @ tile[:width], tile[width:])) for tile in self.tiles]
 
     def losses(
         self,
@@ -94,16 +97,15 @@ class Readout:
         `maps` (tiles `rank column`).
         """
         s = self.scale(x)
-        rows = (x if changes is None else changes) * s
-        tiles = self.tiles if maps is None else maps
         if self.columns is not None:
-            logits = self._tile(rows, tiles[0], s, None if base is None else base[0], self.offsets[0])
-            values = self.metric.values(logits.transpose(0, 1))
-        elif self.metric.name == "l2":
-            squares = self._whole_rows(rows, tiles, s, base)
-            values = (squares / sum(tile.shape[1] for tile in tiles)).transpose(0, 1)
+            logits = (x * s) @ self.tiles[0]
+            values = self.metric.values((logits if self.offset is None else logits + self.offset).transpose(0, 1))
         else:
-            values = self._with_log_sum_exp(x, s, self._whole_rows(rows, tiles, s, base)).transpose(0, 1)
+            sums = self._whole_rows((x if changes is None else changes) * s, maps or self.tiles, s, base)
+            if self.metric.name == "l2":
+                values = (sums / self.model.W_U.shape[1]).transpose(0, 1)
+            else:
+                values = self._with_log_sum_exp(x, s, sums).transpose(0, 1)
         return self.metric.as_loss((values.double() * self.metric.readouts.weight.double()).sum(-1))
 
     def _with_log_sum_exp(self, x: Tensor, s: Tensor, sums: Tensor) -> Tensor:
@@ -127,25 +129,27 @@ class Readout:
     def _whole_rows(self, rows: Tensor, tiles: list[Tensor], s: Tensor, base: list[Tensor] | None) -> Tensor:
         """Σ over the vocabulary of exp(logit − shift), or of the squared difference for l2: `readout variant`."""
         n_readouts, n_variants, _ = rows.shape
+        constant = torch.stack((torch.ones_like(self.shift), -self.shift), -1)[:, None]
+        rows = torch.cat((rows, constant.expand(-1, n_variants, -1)), -1)
         total = torch.zeros(n_readouts, n_variants, dtype=torch.float64, device=rows.device)
-        step = n_variants
-        if rows.device.type == "cpu":
-            step = max(1, _TILE_BYTES // (n_readouts * tiles[0].shape[1] * rows.element_size()))
+        # A thin product is bound by what it writes, so that has to stay in cache; a thick one is better in one piece.
+        thin = rows.shape[-1] < self.model.config.d_model and rows.device.type == "cpu"
+        step = max(1, (_CACHED // tiles[0].shape[1] if thin else _MAX_ROWS) // n_readouts)
+        buffer = rows.new_empty(min(step, n_variants) * n_readouts * tiles[0].shape[1])
         for start in range(0, n_variants, step):
-            some = slice(start, min(start + step, n_variants))
+            some = rows[:, start : start + step].flatten(0, 1)
             for i, tile in enumerate(tiles):
-                of_base = None if base is None else base[i]
-                logits = self._tile(rows[:, some], tile, s[:, some], of_base, self.offsets[i])
+                logits = buffer[: len(some) * tile.shape[1]].view(len(some), tile.shape[1])
+                torch.mm(some, tile, out=logits)
+                grouped = logits.view(n_readouts, -1, tile.shape[1])
+                if base is not None:
+                    grouped.addcmul_(s[:, start : start + step], base[i][:, None])
                 if self.metric.name == "l2":
-                    total[:, some] += logits.sub_(self.reference[i][:, None]).square_().sum(-1)
+                    sums = grouped.sub_(self.reference[i][:, None]).square_().sum(-1)
+                elif rows.device.type == "cpu":
+                    blocks = logits.split(max(1, _CACHED // tile.shape[1]))
+                    sums = torch.cat([block.exp_().sum(-1) for block in blocks])
                 else:
-                    total[:, some] += logits.sub_(self.shift[:, None, None]).exp_().sum(-1)
+                    sums = logits.exp_().sum(-1)
+                total[:, start : start + step] += sums.view(n_readouts, -1)
         return total
-
-    @staticmethod
-    def _tile(rows: Tensor, tile: Tensor, s: Tensor, base: Tensor | None, offset: Tensor | None) -> Tensor:
-        """A tile of logits, `readout variant column`."""
-        logits = rows @ tile
-        if base is not None:
-            logits.addcmul_(s, base[:, None])
-        return logits if offset is None else logits.add_(offset)
