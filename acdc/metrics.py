@@ -86,6 +86,10 @@ class Metric:
         """What the pruning loop minimises, `...`: the metric, negated where larger is better."""
         return self.as_loss(self.value(logits))
 
+    def loss_of_model(self, logits: Tensor) -> float:
+        """The loss of all logits at the readouts, `readout vocabulary`."""
+        return float(self.loss(logits if self.columns is None else logits[:, self.columns]))
+
     def as_loss(self, value: Tensor) -> Tensor:
         return -value if self.larger_is_better else value
 

@@ -101,10 +101,9 @@ class _Pruning:
         settings, metric = self.settings, self.experiment.metric
         graph = Graph(self.experiment.model.config, settings.projection_edges)
         self.mask = EdgeMask.all(graph)
-        chunk = settings.batch_size if isinstance(settings.batch_size, int) else None
-        self.engine: PruningEngine = make_pruning_engine(settings.engine, self.experiment, self.mask, chunk)
+        self.engine: PruningEngine | None = None
         self.exact = _ExactLoss(self.experiment)
-        self.current = self.engine.loss()
+        self.current = metric.loss_of_model(self.experiment.clean_logits)
         self.remaining = len(graph)
         self.observer.started(graph, metric.from_loss(self.current))
         replayed = 0
@@ -144,6 +143,9 @@ class _Pruning:
     def _decide(self, receiver: str, edges: list[Edge]) -> None:
         """Test a receiver's edges in order. Losses come in batches that assume each edge goes; one that is kept ends
         the assumption, and a new batch begins behind it."""
+        if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
+            chunk = self.settings.batch_size if isinstance(self.settings.batch_size, int) else None
+            self.engine = make_pruning_engine(self.settings.engine, self.experiment, self.mask, chunk)
         self.engine.enter(receiver)
         while edges:
             removed: list[Edge] = []

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +45,21 @@ class _Plan:
 
 
 class IncrementalPruning:
-    """A `PruningEngine`. `chunk`: variants evaluated at once; None lets the number grow and shrink."""
+    """A `PruningEngine`.
 
-    def __init__(self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None) -> None:
+    Parameters
+    ----------
+    chunk: variants evaluated at once; None lets the number grow and shrink.
+    memory_gb: what the variants of one chunk may take.
+    """
+
+    def __init__(
+        self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None, memory_gb: float = 1.0
+    ) -> None:
         self.experiment, self.mask = experiment, mask
         self.model, self.graph = experiment.model, mask.graph
         self.chunk = ChunkSize(chunk)
+        self.memory = memory_gb * 2**30
         with torch.inference_mode():
             self.readout = Readout(experiment)
             self.bases = streams(self.model, experiment.ablated)
@@ -61,28 +71,33 @@ class IncrementalPruning:
             self.inputs: dict[str, Tensor] = {}  # current input of a port, where the port is needed
             self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
             self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
-            self.maps: dict[tuple[str, ...], list[Tensor]] = {}
+            self.maps: dict[tuple[str, ...], list[Tensor]] = {}  # what heads' z do to the logits
+            self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
+            self.base_age = 0
             self.plan: _Plan | None = None
-            self.levels: dict[str, int] = {}
+            self.changed = False
             self._refresh_all()
 
     # What the loop calls.
 
     @torch.inference_mode()
     def loss(self) -> float:
-        x = self._input("logits")
-        return float(self.readout.losses(x[self.read_pair, self.read_slot][:, None])[0])
+        return float(self.readout.losses(self._rows(self._input("logits"))[:, None])[0])
 
     @torch.inference_mode()
     def enter(self, receiver: str) -> None:
         self._refresh_behind()
-        own = node_of(receiver)
         self.levels = self._needed()
-        self.plan = self._make_plan(receiver, own)
+        self.plan = self._make_plan(receiver, node_of(receiver))
         self.now = self._frontier_input(receiver)
-        self.base_logits: list[Tensor] | None = None
+        self.chunk.largest = self._most_variants()
+        if receiver == "logits":
+            self.base_logits, self.delta_logits = None, {}
 
     def losses_without(self, edges: list[Edge]) -> Generator[float, None, None]:
+        if self.plan is not None and self.plan.own == "logits" and self.readout.columns is None:
+            yield from self._losses_at_logits(edges)
+            return
         x = self.now
         for batch in self.chunk.cut(edges):
             with torch.inference_mode():
@@ -95,6 +110,21 @@ class IncrementalPruning:
     def remove(self, edges: list[Edge]) -> None:
         if edges:
             self.now = self._without(self.now, edges)[:, -1]
+            self.changed = True
+            self.base_logits = None if self.plan and self.plan.own == "logits" else self.base_logits
+
+    def _most_variants(self) -> int:
+        """How many variants are worth evaluating at once: blocks under 16 MB are reused by the allocator rather than
+        given back to the system and faulted in again, which costs more than the arithmetic on them."""
+        assert self.plan is not None
+        per_variant = self.now.numel() * self.now.element_size()
+        for node, _ in self.plan.nodes:
+            if self.levels[node] == ALL:
+                grown = 4 if node.startswith("m") else 1
+                per_variant = max(per_variant, grown * self.clean[2].numel() * self.now.element_size())
+        block = 2**24 if self.now.device.type == "cpu" else 2**28
+        held = 4 + len(self.plan.nodes)
+        return int(max(1, min(256, max(8, block // per_variant), self.memory // (held * per_variant))))
 
     # Positions.
 
@@ -117,41 +147,38 @@ class IncrementalPruning:
         self.masks = (mask[self.pair_index, self.read_positions], mask)
 
     def _at(self, x: Tensor, level: int) -> Tensor:
-        """`pair pos d` where it is needed: all of it, or the readouts `pair slot d`."""
-        return x if level == ALL else x[self.pair_index, self.read_positions]
+        """`... pair pos d` where it is needed: all of it, or the readouts `... pair slot d`."""
+        return x if level == ALL else x[..., self.pair_index, self.read_positions, :]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The readouts of a stream at `pair slot`: `readout d_model`."""
+        return x[self.read_pair, self.read_slot]
 
     def _port_level(self, port: str) -> int:
         return ALL if port.endswith(("<k>", "<v>")) else READ if port == "logits" else self.levels[node_of(port)]
 
     # What depends on what, in the mask as it is.
 
-    def _consumers(self, sender: str) -> list[str]:
-        rows = self.mask.ports[:, self.graph.sender_index[sender]].nonzero()[:, 0].tolist()
-        return [self.graph.ports[row] for row in rows]
-
-    def _senders(self, port: str) -> list[str]:
-        row = self.mask.ports[self.graph.port_index[port]].nonzero()[:, 0].tolist()
-        return [self.graph.senders[i] for i in row]
-
     def _needed(self) -> dict[str, int]:
         """Where each used node is needed; nodes that feed nothing are absent."""
         levels: dict[str, int] = {"logits": READ}
-        ports = self.mask.ports
-        index_level = torch.full((len(self.graph.ports),), -1)
-        index_level[-1] = READ
+        ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        port_level = np.full(len(self.graph.ports), -1)
+        port_level[-1] = READ
         for i in range(len(self.graph.senders) - 1, -1, -1):
-            reading = index_level[ports[:, i]]
-            if not len(reading) or int(reading.max()) < 0:
+            level = int(port_level.max(where=ports[:, i], initial=-1))
+            if level < 0:
                 continue
             node = self.graph.senders[i]
-            level = levels[node] = int(reading.max())
+            levels[node] = level
             for port in self._ports_of(node):
                 row = self.graph.port_index[port]
-                if self.mask.projections[row]:
-                    index_level[row] = ALL if port.endswith(("<k>", "<v>")) else level
+                if projections[row]:
+                    port_level[row] = ALL if port.endswith(("<k>", "<v>")) else level
         return levels
 
-    def _ports_of(self, node: str) -> list[str]:
+    @staticmethod
+    def _ports_of(node: str) -> list[str]:
         if node.startswith("input"):
             return []
         return [node] if node.startswith("m") else [f"{node}<{letter}>" for letter in LETTERS]
@@ -159,23 +186,25 @@ class IncrementalPruning:
     def _make_plan(self, receiver: str, own: str) -> _Plan:
         if own == "logits":
             return _Plan(receiver, own, [], [])
-        changed, nodes = {own}, []
-        start = self.graph.sender_index[own] + 1
-        ports_of_changed = self.mask.ports[:, self.graph.sender_index[own]].clone()
-        for i in range(start, len(self.graph.senders)):
+        changed: dict[int, str] = {self.graph.sender_index[own]: own}
+        nodes = []
+        ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        affected = ports[:, self.graph.sender_index[own]].copy()
+        for i in range(self.graph.sender_index[own] + 1, len(self.graph.senders)):
             node = self.graph.senders[i]
             if node not in self.levels:
                 continue
+            rows = {port: self.graph.port_index[port] for port in self._ports_of(node)}
             changing = {
-                port: [s for s in self._senders(port) if s in changed]
-                for port in self._ports_of(node)
-                if ports_of_changed[self.graph.port_index[port]] and self.mask.projections[self.graph.port_index[port]]
+                port: [name for j, name in changed.items() if ports[row, j]]
+                for port, row in rows.items()
+                if affected[row] and projections[row]
             }
             if changing:
                 nodes.append((node, changing))
-                changed.add(node)
-                ports_of_changed |= self.mask.ports[:, i]
-        return _Plan(receiver, own, nodes, [s for s in self._senders("logits") if s in changed])
+                changed[i] = node
+                affected |= ports[:, i]
+        return _Plan(receiver, own, nodes, [name for j, name in changed.items() if ports[-1, j]])
 
     # Stored values.
 
@@ -196,15 +225,26 @@ class IncrementalPruning:
             self.deltas[key] = delta
         return self.deltas[key]
 
-    def _change(self, sender: str, level: int) -> Tensor:
-        """current − ablated of a sender, `pair pos d_model`."""
-        node, ablated = parse_node(sender), self.experiment.ablated
-        if node.kind == "head":
-            z = self.z[node.layer, node.head] - ablated.heads[node.layer, node.head]
-            return self._at(z, level) @ self.model.layers[node.layer].W_O[node.head]
-        if node.kind == "mlp":
-            return self._at(self.m[node.layer] - ablated.mlps[node.layer], level)
-        return self._delta(sender, level)
+    def _received_now(self, port: str, level: int) -> Tensor:
+        """What a port's present edges add to its ablated input: Σ current − ablated, `pair pos d_model`."""
+        present = self.mask.ports.numpy()[self.graph.port_index[port]]
+        total = torch.zeros_like(self._at(self.bases[2], level))
+        ablated = self.experiment.ablated
+        for i, name in enumerate(self.graph.inputs):
+            if present[i]:
+                total += self._delta(name, level)
+        n_heads, start = self.graph.config.n_heads, len(self.graph.inputs)
+        for i, layer in enumerate(self.model.layers):
+            heads = present[start : start + n_heads].nonzero()[0].tolist()
+            if heads:
+                z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
+                total += layer.write(z, heads).sum(0)
+            start += n_heads
+            if layer.mlp is not None:
+                if present[start]:
+                    total += self._at(self.m[i] - ablated.mlps[i], level)
+                start += 1
+        return total
 
     def _base(self, port: str, kind: tuple[list[Tensor], list[Tensor], Tensor]) -> Tensor:
         """A port's ablated (or clean) input, `pair pos d_model`."""
@@ -215,11 +255,10 @@ class IncrementalPruning:
     def _input(self, port: str) -> Tensor:
         """A port's current input where it is needed, summed from the edge set."""
         if port not in self.inputs:
-            level, row = self._port_level(port), self.graph.port_index[port]
+            level = self._port_level(port)
             x = self._at(self._base(port, self.bases), level)
-            if self.mask.projections[row]:
-                for sender in self._senders(port):
-                    x = x + self._change(sender, level)
+            if self.mask.projections[self.graph.port_index[port]]:
+                x = x + self._received_now(port, level)
             self.inputs[port] = x
         return self.inputs[port]
 
@@ -251,29 +290,55 @@ class IncrementalPruning:
     # Refreshing what is stored.
 
     def _refresh_all(self) -> None:
-        """Evaluate every node that may differ from the clean run, in order."""
+        """Evaluate every node that differs from the clean run, in order."""
         self.levels = self._needed()
-        if bool((self.mask.ports == EdgeMask.all(self.graph).ports).all()) and bool(self.mask.projections.all()):
-            return
-        for node in self.graph.senders:
-            if node in self.levels and not node.startswith("input"):
+        missing = (EdgeMask.all(self.graph).ports & ~self.mask.ports).any(-1).numpy()
+        ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        changed = np.zeros(len(self.graph.senders), dtype=bool)
+        for i, node in enumerate(self.graph.senders):
+            rows = [self.graph.port_index[port] for port in self._ports_of(node)]
+            changed[i] = any(missing[row] or not projections[row] or ports[row, changed].any() for row in rows)
+            if changed[i] and node in self.levels:
                 self._refresh(node)
 
     def _refresh_behind(self) -> None:
         """After a receiver is done: its node and all that it changed, from the edge set as it is now."""
         plan, self.plan = self.plan, None
-        if plan is None:
+        if plan is None or not self.changed:
             return
+        self.changed = False
         self.levels = self._needed()
-        for port in self._ports_of(plan.own):
-            self.inputs.pop(port, None), self.projected.pop(port, None)
-        for node, ports in plan.nodes:
-            for port in ports:
-                self.inputs.pop(port, None), self.projected.pop(port, None)
-        self.inputs.pop("logits", None)
+        for port in [*self._ports_of(plan.own), *(port for _, ports in plan.nodes for port in ports)]:
+            self.inputs.pop(port, None)
+            self.projected.pop(port, None)
+        before = [self._z_rows(head, self.z) for head in plan.to_logits] if self._is_linear(plan) else []
         for node in (plan.own, *(node for node, _ in plan.nodes)):
             if node in self.levels and node != "logits":
                 self._refresh(node)
+        if plan.to_logits or plan.own == "logits":
+            self.inputs.pop("logits", None)
+        if before and self.base_age < 16:
+            after = [self._z_rows(head, self.z) for head in plan.to_logits]
+            moved = torch.cat(after, -1) - torch.cat(before, -1)
+            for tile, of_heads in zip(self.base_logits or [], self._map(tuple(plan.to_logits)), strict=True):
+                tile.addmm_(moved, of_heads[: moved.shape[-1]])
+            self.base_age += 1
+        elif plan.to_logits:
+            self.base_logits = None
+
+    def _is_linear(self, plan: _Plan) -> bool:
+        """Whether the base logits are there and change only through few heads."""
+        return self.base_logits is not None and self._thin(plan.to_logits)
+
+    def _thin(self, senders: list[str]) -> bool:
+        """Whether a change through these senders has a low rank."""
+        heads = all(parse_node(sender).kind == "head" for sender in senders)
+        return heads and 0 < 2 * len(senders) * self.model.d_head <= self.model.config.d_model
+
+    def _z_rows(self, head: str, z: Tensor) -> Tensor:
+        """A head's stored z at the readouts, `readout d_head`."""
+        node, readouts = parse_node(head), self.experiment.readouts
+        return z[node.layer, node.head][readouts.pair, readouts.position]
 
     def _refresh(self, name: str) -> None:
         """A node's output where it is needed, from the current inputs of its ports."""
@@ -292,11 +357,32 @@ class IncrementalPruning:
         variants = x.new_empty((x.shape[0], len(edges), *x.shape[1:]))
         for i, edge in enumerate(edges):
             if edge.is_projection:
-                x = self._at(self._base(edge.sender, self.bases), self._port_level(edge.sender))
+                variants[:, i] = self._at(self._base(edge.sender, self.bases), self._port_level(edge.sender))
             else:
-                x = x - self._delta(edge.sender, self._port_level(edge.receiver))
-            variants[:, i] = x
+                torch.sub(x, self._delta(edge.sender, self._port_level(edge.receiver)), out=variants[:, i])
+            x = variants[:, i]
         return variants
+
+    def _losses_at_logits(self, edges: list[Edge]) -> Generator[float, None, None]:
+        """As `losses_without` for the receiver `logits`: there a removal is linear, and its share of the logits is
+        made once, however often the batch is begun again behind an edge that is kept."""
+        with torch.inference_mode():
+            x = self._rows(self.now)
+            base = self.base_logits = self.base_logits or self.readout.base(x)
+        for i, edge in enumerate(edges):
+            with torch.inference_mode():
+                if edge.sender not in self.delta_logits:
+                    self.delta_logits = self._delta_logits([e.sender for e in edges[i : i + 16]])
+                x = x - self._rows(self._delta(edge.sender, READ))
+                base = [tile - share for tile, share in zip(base, self.delta_logits[edge.sender], strict=True)]
+                loss = float(self.readout.losses(x[:, None], base)[0])
+            yield loss
+
+    def _delta_logits(self, senders: list[str]) -> dict[str, list[Tensor]]:
+        """(clean − ablated) U of some senders, tiles `readout column` each."""
+        rows = torch.cat([self._rows(self._delta(sender, READ)) for sender in senders])
+        parts = [tile.split(len(rows) // len(senders)) for tile in self.readout.base(rows)]
+        return {sender: [part[i] for part in parts] for i, sender in enumerate(senders)}
 
     def _output(self, name: str, given: dict[str, Tensor]) -> Tensor:
         """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
@@ -355,15 +441,13 @@ class IncrementalPruning:
         current = self._input("logits")
         if not to_logits:
             n_variants = next(iter(changes.values())).shape[1]
-            x = current[self.read_pair, self.read_slot][:, None]
-            return self.readout.losses(x).expand(n_variants)
+            return self.readout.losses(self._rows(current)[:, None]).expand(n_variants)
         x = current[:, None] + self._received(changes, "logits", to_logits)
         x = x[self.read_pair, :, self.read_slot]
-        rank = sum(self.model.d_head if parse_node(s).kind == "head" else self.model.config.d_model for s in to_logits)
-        if 2 * rank > self.model.config.d_model or self.readout.columns is not None:
+        if not self._thin(to_logits) or self.readout.columns is not None:
             return self.readout.losses(x)
         if self.base_logits is None:
-            self.base_logits = self.readout.base(current[self.read_pair, self.read_slot])
+            self.base_logits, self.base_age = self.readout.base(self._rows(current)), 0
         z = []
         for sender in to_logits:
             change = changes[sender]
@@ -372,11 +456,12 @@ class IncrementalPruning:
         return self.readout.losses(x, self.base_logits, torch.cat(z, -1), self._map(tuple(to_logits)))
 
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
-        """What these heads' z do to the logits; kept while the receivers of one node are tested."""
+        """What these heads' z do to the logits; the latest few are kept, for a layer's heads take turns."""
         if heads not in self.maps:
             nodes = [parse_node(head) for head in heads]
             W_O = torch.cat([self.model.layers[node.layer].W_O[node.head] for node in nodes])
-            self.maps = {**dict(list(self.maps.items())[-15:]), heads: self.readout.through(W_O)}
+            kept = dict(list(self.maps.items())[-15:])
+            self.maps = {**kept, heads: self.readout.through(W_O)}
         return self.maps[heads]
 
 

@@ -51,6 +51,7 @@ class Readout:
         columns = _TILE_COLUMNS if self.model.device.type == "cpu" else width
         cuts = [slice(start, min(start + columns, width)) for start in range(0, width, columns)]
         self.tiles = [torch.cat((U[:, cut], extra[:, cut])) for cut in cuts]
+        self.constants = [extra[:, cut] for cut in cuts]
         if self.metric.name == "kl_div":
             p = clean.double().softmax(-1)
             self.p_log_p = (p * clean.double().log_softmax(-1)).sum(-1)
@@ -101,7 +102,12 @@ class Readout:
             logits = (x * s) @ self.tiles[0]
             values = self.metric.values((logits if self.offset is None else logits + self.offset).transpose(0, 1))
         else:
-            sums = self._whole_rows((x if changes is None else changes) * s, maps or self.tiles, s, base)
+            if base is None:
+                sums = self._whole_rows(x * s, self.tiles, s, None)
+            elif changes is None:
+                sums = self._whole_rows(x[..., :0], self.constants, s, base)
+            else:
+                sums = self._whole_rows(changes * s, maps or [], s, base)
             if self.metric.name == "l2":
                 values = (sums / self.model.W_U.shape[1]).transpose(0, 1)
             else:
