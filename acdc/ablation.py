@@ -56,6 +56,11 @@ class Values:
     heads: Tensor
     mlps: Tensor
 
+    def rows(self, start: int, stop: int) -> Values:
+        """The values of some pairs."""
+        some = slice(start, stop)
+        return Values(self.inputs[:, some], self.heads[:, :, some], self.mlps[:, some])
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Values:
         return Values(self.inputs.to(device, dtype), self.heads.to(device, dtype), self.mlps.to(device, dtype))
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,6 +125,29 @@ class Experiment:
             readouts=self.readouts.to(device, dtype),
         )
 
+    def rows(self, start: int, stop: int) -> Experiment:
+        """Some rows (pairs and partners) of this experiment, in order, with the values it has computed.
+
+        Weights stay as they are, so that losses over all parts of an experiment add up to its own.
+        """
+        chosen = (self.readouts.pair >= start) & (self.readouts.pair < stop)
+        r = self.readouts
+        part = dataclasses.replace(
+            self,
+            batch=Batch(
+                self.batch.clean[start:stop],
+                self.batch.corrupted[start:stop],
+                self.batch.lengths[start:stop],
+                self.batch.source[start:stop],
+            ),
+            readouts=Readouts(
+                r.pair[chosen] - start, r.position[chosen], r.weight[chosen], r.answers[chosen], r.wrong_answers[chosen]
+            ),
+        )
+        part.__dict__["ablated"] = self.ablated.rows(start, stop)
+        part.__dict__["_clean_run"] = (self.clean.rows(start, stop), self._clean_run[1][start:stop])
+        return part
+
     @property
     def graph(self) -> Graph:
         return Graph(self.model.config)
@@ -172,7 +196,7 @@ class Experiment:
 def _model_settings(model: str | ModelSettings) -> ModelSettings:
     if isinstance(model, ModelSettings):
         return model
-    is_path = "/" in model and not model.count("/") == 1 or model.startswith((".", "~"))
+    is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
     return ModelSettings(name="local", path=model) if is_path else ModelSettings(name=model)
 
 

@@ -11,6 +11,7 @@ that holds is accepted, so the decisions are those of testing one at a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -39,7 +40,10 @@ class Settings:
     projection_edges: also test one edge per q, k and v of every head, as the original does.
     engine: `incremental` or `full`; they decide alike.
     batch_size: candidates tested at once, or `auto`; it changes no decision.
-    tie_tolerance: ε. If |effect − τ| < ε·(1 + |loss|), the edge is decided by a full evaluation in float64 on the CPU.
+    memory_gb: what temporary tensors may take; None is a share of what is free.
+    verify_every: compare every so-many-th test with the full engine; `auto` spends about 2% of the time on it, 0 never.
+    tie_tolerance: ε. If |effect − τ| < ε·(1 + |loss| + RMS of the model's logits), which is how rounding in float32
+        grows, the edge is decided by a full evaluation in float64 on the CPU.
     """
 
     name: str = "acdc"
@@ -47,13 +51,21 @@ class Settings:
     projection_edges: bool = False
     engine: str = "incremental"
     batch_size: int | str = "auto"
-    tie_tolerance: float = 1e-5
+    memory_gb: float | None = None
+    verify_every: int | str = "auto"
+    tie_tolerance: float = 3e-7
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"method.engine={self.engine} is not known: choose one of {', '.join(ENGINES)}")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise ConfigError(f"method.batch_size={self.batch_size} is not allowed: give auto or a number from 1 up")
+        if self.verify_every != "auto" and (not isinstance(self.verify_every, int) or self.verify_every < 0):
+            raise ConfigError(
+                f"method.verify_every={self.verify_every} is not allowed: give auto or a number from 0 up"
+            )
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ConfigError(f"method.memory_gb={self.memory_gb} is not allowed: give more than 0, or null")
         if self.tie_tolerance < 0:
             raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
 
@@ -103,6 +115,8 @@ class _Pruning:
         self.mask = EdgeMask.all(graph)
         self.engine: PruningEngine | None = None
         self.exact = _ExactLoss(self.experiment)
+        self.verifier = _Verifier(self.experiment, settings)
+        self.scale = 1 + self.experiment.clean_logits.double().square().mean().sqrt().item()
         self.current = metric.loss_of_model(self.experiment.clean_logits)
         self.remaining = len(graph)
         self.observer.started(graph, metric.from_loss(self.current))
@@ -128,7 +142,7 @@ class _Pruning:
             model=self.experiment.model.name,
             task=self.experiment.task.name,
             method={**asdict(settings), "threshold": self.threshold},
-            metrics={"decisions": len(self.tested), "near_ties": self.near_ties},
+            metrics={"decisions": len(self.tested), "near_ties": self.near_ties, "verified": self.verifier.done},
         )
 
     def _take_over(self, decision: Decision, edge: Edge) -> None:
@@ -145,7 +159,8 @@ class _Pruning:
         the assumption, and a new batch begins behind it."""
         if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
             chunk = self.settings.batch_size if isinstance(self.settings.batch_size, int) else None
-            self.engine = make_pruning_engine(self.settings.engine, self.experiment, self.mask, chunk)
+            settings = self.settings
+            self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, chunk, settings.memory_gb)
         self.engine.enter(receiver)
         while edges:
             removed: list[Edge] = []
@@ -159,8 +174,9 @@ class _Pruning:
 
     def _test(self, edge: Edge, loss: float) -> bool:
         """Decide one edge; True if it is kept."""
+        self.verifier.look(self.mask, edge, loss)
         effect = loss - self.current
-        near_tie = abs(effect - self.threshold) < self.settings.tie_tolerance * (1 + abs(self.current))
+        near_tie = abs(effect - self.threshold) < self.settings.tie_tolerance * (self.scale + abs(self.current))
         if near_tie:
             before, loss = self.exact.around(self.mask, edge)
             effect = loss - before
@@ -195,3 +211,43 @@ class _ExactLoss:
             self.engine = FullEngine(self.experiment.to("cpu", torch.float64))
         before, after = self.engine.losses([mask, *mask.without_prefixes([edge])])
         return before, after
+
+
+class _Verifier:
+    """Compares tests with the full engine as the loop goes on.
+
+    With `auto`, the first comparison comes with the second receiver and the next ones whenever all of them together
+    have taken less than 2% of the time.
+    """
+
+    SHARE = 0.02
+    TOLERANCE = 1e-4
+
+    def __init__(self, experiment: Experiment, settings: Settings) -> None:
+        self.experiment = experiment
+        self.memory_gb = settings.memory_gb
+        self.every = 0 if settings.engine == "full" else settings.verify_every
+        self.engine: FullEngine | None = None
+        self.seen = self.done = 0
+        self.start, self.spent = time.monotonic(), 0.0
+
+    def look(self, mask: EdgeMask, edge: Edge, loss: float) -> None:
+        """RunError if the loss without an edge is not what the full engine finds, beyond rounding."""
+        self.seen += 1
+        if self.every == "auto":
+            first = not self.done and edge.receiver != "logits"
+            due = first or (self.done and self.spent < self.SHARE * (time.monotonic() - self.start))
+        else:
+            due = isinstance(self.every, int) and self.every > 0 and self.seen % self.every == 0
+        if not due:
+            return
+        begun = time.monotonic()
+        self.engine = self.engine or FullEngine(self.experiment, self.memory_gb)
+        (expected,) = self.engine.losses(mask.without_prefixes([edge]))
+        if not abs(loss - expected) <= self.TOLERANCE * (1 + abs(expected)):
+            raise RunError(
+                f"the incremental engine found the loss {loss:.6g} without {edge}, the full one {expected:.6g}: use"
+                " method.engine=full, and please report this"
+            )
+        self.done += 1
+        self.spent += time.monotonic() - begun

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from acdc.ablation import Values
 from acdc.engine.mask import EdgeMask, port_rows
+from acdc.engine.memory import budget_bytes
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Graph
 from acdc.model.parts import LanguageModel
@@ -89,18 +90,27 @@ class FullEngine:
 
     Parameters
     ----------
-    memory_gb: what one batch of variants may take; None is a quarter of a gigabyte.
+    memory_gb: what temporary tensors may take; None is a share of what is free. Where one evaluation of all pairs
+        needs more, pairs are evaluated in blocks.
     """
 
     def __init__(self, experiment: Experiment, memory_gb: float | None = None) -> None:
         self.experiment = experiment
         self.model = experiment.model
+        self.parts: list[FullEngine] = []
+        n_rows, n_positions = experiment.batch.clean.shape
+        config = self.model.config
+        vectors = len(experiment.graph.senders) + 10 * config.n_heads + 8
+        per_row = vectors * n_positions * config.d_model * self.model.W_E.element_size()
+        memory = budget_bytes(self.model.device, memory_gb)
+        rows = max(1, memory // per_row)
+        if rows < n_rows:
+            cuts = range(0, n_rows, rows)
+            parts = (experiment.rows(start, min(start + rows, n_rows)) for start in cuts)
+            self.parts = [FullEngine(part, 2 * memory / 2**30) for part in parts]
         with torch.no_grad():
             self.attention_base, self.mlp_base, self.logits_base = streams(self.model, experiment.ablated)
-        config = self.model.config
-        vectors_per_variant = len(experiment.graph.senders) + 10 * config.n_heads + 8
-        bytes_per_variant = vectors_per_variant * self.logits_base.numel() * self.logits_base.element_size()
-        self.max_variants = max(1, min(64, int((memory_gb or 0.25) * 2**30 / bytes_per_variant)))
+        self.max_variants = max(1, min(64, memory // (per_row * n_rows), 2**28 // (per_row * n_rows)))
 
     def stream(self, ports: Tensor, projections: Tensor | None = None, needed: Needed | None = None) -> Tensor:
         """The residual stream that the logits are read from.
@@ -172,6 +182,8 @@ class FullEngine:
 
     def logits(self, masks: Sequence[EdgeMask], columns: Tensor | None = None) -> Tensor:
         """Logits at the readouts, `variant readout column`, in batches that fit in memory."""
+        if self.parts:
+            return torch.cat([part.logits(masks, columns) for part in self.parts], 1)
         parts = []
         with torch.no_grad():
             for start in range(0, len(masks), self.max_variants):

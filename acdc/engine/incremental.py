@@ -13,7 +13,7 @@ Variant tensors are `pair variant pos d`: pairs first, since candidates share ev
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from acdc.engine.chunks import ChunkSize
 from acdc.engine.full import streams
 from acdc.engine.mask import EdgeMask
 from acdc.engine.readout import Readout
+from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Edge, node_of, parse_node
 
@@ -50,16 +51,14 @@ class IncrementalPruning:
     Parameters
     ----------
     chunk: variants evaluated at once; None lets the number grow and shrink.
-    memory_gb: what the variants of one chunk may take.
+    memory: bytes that the variants of one chunk may take.
     """
 
-    def __init__(
-        self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None, memory_gb: float = 1.0
-    ) -> None:
+    def __init__(self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None, memory: int = 2**30) -> None:
         self.experiment, self.mask = experiment, mask
         self.model, self.graph = experiment.model, mask.graph
         self.chunk = ChunkSize(chunk)
-        self.memory = memory_gb * 2**30
+        self.memory = memory
         with torch.inference_mode():
             self.readout = Readout(experiment)
             self.bases = streams(self.model, experiment.ablated)
@@ -100,11 +99,27 @@ class IncrementalPruning:
             return
         x = self.now
         for batch in self.chunk.cut(edges):
-            with torch.inference_mode():
-                variants = self._without(x, batch)
-                losses = self._evaluate(variants).tolist()
-                x = variants[:, -1]
+            losses, x = self._try(x, batch)
             yield from losses
+
+    @torch.inference_mode()
+    def _try(self, x: Tensor, edges: Sequence[Edge]) -> tuple[list[float], Tensor]:
+        """Losses without the first, the first two, ... of these edges, and the input without all of them; in halves
+        where the device has no memory for all at once."""
+        try:
+            variants = self._without(x, edges)
+            return self._evaluate(variants).tolist(), variants[:, -1]
+        except torch.OutOfMemoryError as error:
+            half = len(edges) // 2
+            if not half:
+                raise RunError(
+                    "out of memory with a single variant: lower method.memory_gb or task.size, or use a smaller model"
+                ) from error
+            self.chunk.largest = half
+        torch.cuda.empty_cache()
+        first, x = self._try(x, edges[:half])
+        second, x = self._try(x, edges[half:])
+        return first + second, x
 
     @torch.inference_mode()
     def remove(self, edges: list[Edge]) -> None:
@@ -352,7 +367,7 @@ class IncrementalPruning:
 
     # Evaluating variants.
 
-    def _without(self, x: Tensor, edges: list[Edge]) -> Tensor:
+    def _without(self, x: Tensor, edges: Sequence[Edge]) -> Tensor:
         """A receiver's input without the first edge, the first two, ...: `pair variant pos d_model`."""
         variants = x.new_empty((x.shape[0], len(edges), *x.shape[1:]))
         for i, edge in enumerate(edges):
