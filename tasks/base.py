@@ -129,7 +129,7 @@ class Tokenizer:
         self.vocabulary_size = vocabulary_size
         self.prepend_bos = prepend_bos
         if prepend_bos and (tokenizer is None or tokenizer.bos_token_id is None):
-            raise TaskError("task.prepend_bos=true, but the model's tokenizer has no BOS token: leave it at null or false")
+            raise TaskError("task.prepend_bos=true, but the model's tokenizer has no BOS token: give null or false")
 
     def _required(self) -> HuggingFaceTokenizer:
         if self.tokenizer is None:
@@ -166,7 +166,7 @@ class Tokenizer:
         return after[len(before) :] if after[: len(before)] == before else []
 
     def is_word(self, word: str) -> bool:
-        """Whether a word is one token at the start of a text and one inside it (written with its leading space)."""
+        """Whether a word is one known token inside a text, where a space stands in front of it."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         inside = self.added("a", f" {word}")
         return len(inside) == 1 and inside[0] != unknown
