@@ -108,13 +108,13 @@ class Circuit:
 
     # The graph view.
 
-    def to_networkx(self) -> nx.DiGraph:
+    def to_networkx(self) -> nx.DiGraph[str]:
         """The circuit as a directed graph whose paths are the ways information takes.
 
         Vertices are senders and ports (`a5.h1`, `a5.h1<q>`, `m5`). Circuit edges have `kind="edge"` and `effect`;
         a port leads on to its head by an edge of `kind="inside"`, through the projection edge where the graph has them.
         """
-        view = nx.DiGraph(**{k: v for k, v in self.graph.config.as_dict().items() if v is not None})
+        view: nx.DiGraph[str] = nx.DiGraph(**{k: v for k, v in self.graph.config.as_dict().items() if v is not None})
         view.graph["projection_edges"] = self.graph.projection_edges
         for name in (*self.graph.inputs, "logits"):
             view.add_node(name, kind=parse_node(name).kind)
@@ -133,7 +133,7 @@ class Circuit:
         return view
 
     @classmethod
-    def from_networkx(cls, view: nx.DiGraph) -> Circuit:
+    def from_networkx(cls, view: nx.DiGraph[str]) -> Circuit:
         """The circuit behind a graph made by `to_networkx`."""
         try:
             fields = {k: view.graph[k] for k in GraphConfig.__dataclass_fields__ if k in view.graph}

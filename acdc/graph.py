@@ -24,7 +24,7 @@ _NODE = re.compile(
 
 
 class Node(NamedTuple):
-    """A parsed name. `kind` is one of input, head, mlp, logits; `port` the letter in `<q>`, `projected` that in `[q]`."""
+    """A parsed name. `kind` is input, head, mlp or logits; `port` is the letter in `<q>`, `projected` that in `[q]`."""
 
     kind: str
     layer: int

@@ -1,6 +1,6 @@
 """How fast ACDC is, as a ratio to the model's own forward pass measured in the same run.
 
-    python -m benchmarks.acdc_speed                          # GPT-2 small's shape, three thresholds, and the pocket model
+    python -m benchmarks.acdc_speed             # GPT-2 small's shape at three thresholds, and the pocket model
     python -m benchmarks.acdc_speed --part gpt2 medium scaling profile --output outputs/speed.json
 
 gain = tested edges × time of one bare forward pass / time of the whole discovery. The bare pass is the Hugging Face
@@ -145,7 +145,7 @@ def profile(folder: Path, threshold: float) -> dict[str, float]:
     profiler.disable()
     stats = pstats.Stats(profiler)
     total = stats.total_tt  # type: ignore[attr-defined]
-    shares = {}
+    shares: dict[str, float] = {}
     for part, (file, function) in PARTS.items():
         for (path, _, name), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
             if path.endswith(f"/{file}") and name == function:

@@ -73,6 +73,7 @@ class IncrementalPruning:
             self.maps: dict[tuple[str, ...], list[Tensor]] = {}  # what heads' z do to the logits
             self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
             self.base_age = 0
+            self.delta_logits: dict[str, list[Tensor]] = {}  # what a sender's removal at `logits` does to the logits
             self.plan: _Plan | None = None
             self.changed = False
             self._refresh_all()
@@ -91,7 +92,8 @@ class IncrementalPruning:
         self.now = self._frontier_input(receiver)
         self.chunk.largest = self._most_variants()
         if receiver == "logits":
-            self.base_logits, self.delta_logits = None, {}
+            self.base_logits = None
+            self.delta_logits.clear()
 
     def losses_without(self, edges: list[Edge]) -> Generator[float, None, None]:
         if self.plan is not None and self.plan.own == "logits" and self.readout.columns is None:
