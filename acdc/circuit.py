@@ -61,8 +61,9 @@ class Circuit:
 
     def _with(self, edges: Iterable[Edge], other: Circuit | None = None) -> Circuit:
         effects = {**(other.edges if other else {}), **self.edges}
+        larger = other.graph if other is not None and other.graph.projection_edges else self.graph
         return Circuit(
-            self.graph,
+            larger,
             {edge: effects[edge] for edge in edges},
             dict(self.tested),
             self.model,

@@ -58,7 +58,7 @@ class Experiment:
     @classmethod
     def build(
         cls,
-        model: str | ModelSettings | LanguageModel = "pocket",
+        model: str | Path | ModelSettings | LanguageModel = "pocket",
         task: str | TaskSettings | Task = "ioi",
         metric: str | None = None,
         ablation: str | AblationSettings = "corrupted",
@@ -86,6 +86,9 @@ class Experiment:
             if unknown := sorted(set(task_options) - set(allowed)):
                 raise ConfigError(f"task={task} has no option {unknown[0]}: choose from {', '.join(allowed)}")
             settings = known(**task_options)
+        elif task_options:
+            given = sorted(task_options)[0]
+            raise ConfigError(f"the task is given whole, so {given} cannot be given beside it: put it into the task")
         bridge = None
         if not isinstance(model, LanguageModel):
             model, bridge = load_model(_model_settings(model))
@@ -97,8 +100,8 @@ class Experiment:
         pairs = tuple(tokenize_pairs(task.pairs, tokenizer))
         _check_lengths(pairs, model)
         if bridge is not None:
-            same_length = [p.clean for p in pairs if len(p.clean) == len(pairs[0].clean)][:4]
-            check_parts(model, bridge, torch.tensor(same_length))
+            longest = max(len(pair.clean) for pair in pairs)
+            check_parts(model, bridge, torch.tensor([p.clean for p in pairs if len(p.clean) == longest][:4]))
         batch, readouts = _tensors(pairs, ablation.draws)
         return cls(
             model=model,
@@ -124,6 +127,18 @@ class Experiment:
             batch=self.batch.to(device),
             readouts=self.readouts.to(device, dtype),
         )
+
+    def with_pairs(self, indices: Sequence[int]) -> Experiment:
+        """The experiment on some of its pairs, in this order; means, spreads and weights are theirs alone."""
+        pairs = tuple(self.pairs[i] for i in indices)
+        batch, readouts = _tensors(pairs, self.ablation.draws)
+        return dataclasses.replace(
+            self,
+            task=dataclasses.replace(self.task, pairs=[self.task.pairs[i] for i in indices]),
+            pairs=pairs,
+            batch=batch.to(self.model.device),
+            readouts=readouts.to(self.model.device, self.model.dtype),
+        )._checked()
 
     def rows(self, start: int, stop: int) -> Experiment:
         """Some rows (pairs and partners) of this experiment, in order, with the values it has computed.
@@ -166,7 +181,8 @@ class Experiment:
         """What every sender's removed edges carry."""
         same = self.ablation.name in ("zero", "noise")
         corrupted = self.clean if same else run(self.model, self.batch.corrupted, self.batch.lengths)[0]
-        return ablated_values(self.ablation, self.clean, corrupted, self.batch.lengths)
+        pairs = [self.pairs[i] for i in self.batch.source]
+        return ablated_values(self.ablation, self.clean, corrupted, self.batch.lengths, pairs)
 
     @cached_property
     def metric(self) -> Metric:
@@ -193,11 +209,12 @@ class Experiment:
         return self.task.thresholds.get(self.metric_name)
 
 
-def _model_settings(model: str | ModelSettings) -> ModelSettings:
+def _model_settings(model: str | Path | ModelSettings) -> ModelSettings:
     if isinstance(model, ModelSettings):
         return model
-    is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
-    return ModelSettings(name="local", path=model) if is_path else ModelSettings(name=model)
+    if isinstance(model, Path) or model.startswith((".", "~", "/")) or Path(model).is_dir():
+        return ModelSettings(name="local", path=str(model))
+    return ModelSettings(name=model)
 
 
 def _check_lengths(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:

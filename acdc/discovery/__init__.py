@@ -43,6 +43,10 @@ def discover(
         if unknown := sorted(set(options) - set(allowed)):
             raise ConfigError(f"method={method} has no option {unknown[0]}: choose from {', '.join(allowed)}")
         settings = known(**{"name": method, **options})
+    elif options:
+        raise ConfigError(
+            f"method is given as settings, so {sorted(options)[0]} cannot be given beside it: put it in there"
+        )
     else:
         settings = method
     circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay)

@@ -11,8 +11,9 @@ that holds is accepted, so the decisions are those of testing one at a time.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ from acdc.discovery.base import Decision, NoObserver, Observer
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import PruningEngine, make_pruning_engine
+from acdc.engine.state import CircuitState
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
@@ -53,9 +55,11 @@ class Settings:
     batch_size: int | str = "auto"
     memory_gb: float | None = None
     verify_every: int | str = "auto"
-    tie_tolerance: float = 3e-7
+    tie_tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"method.threshold={self.threshold} is not allowed: give a finite number, or null")
         if self.engine not in ENGINES:
             raise ConfigError(f"method.engine={self.engine} is not known: choose one of {', '.join(ENGINES)}")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
@@ -114,7 +118,7 @@ class _Pruning:
         graph = Graph(self.experiment.model.config, settings.projection_edges)
         self.mask = EdgeMask.all(graph)
         self.engine: PruningEngine | None = None
-        self.exact = _ExactLoss(self.experiment)
+        self.exact = _ExactLoss(self.experiment, settings)
         self.verifier = _Verifier(self.experiment, settings)
         self.scale = 1 + self.experiment.clean_logits.double().square().mean().sqrt().item()
         self.current = metric.loss_of_model(self.experiment.clean_logits)
@@ -199,18 +203,21 @@ class _Pruning:
 
 
 class _ExactLoss:
-    """Losses by full evaluation in float64 on the CPU, made only when the first near-tie comes."""
+    """Losses in float64 on the CPU, each from its edge set alone; made only when the first near-tie comes."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.engine: FullEngine | None = None
+    def __init__(self, experiment: Experiment, settings: Settings) -> None:
+        self.experiment, self.settings = experiment, settings
+        self.loss_of: Callable[[EdgeMask], float] | None = None
 
     def around(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
         """The loss with and without an edge."""
-        if self.engine is None:
-            self.engine = FullEngine(self.experiment.to("cpu", torch.float64))
-        before, after = self.engine.losses([mask, *mask.without_prefixes([edge])])
-        return before, after
+        if self.loss_of is None:
+            exact = self.experiment.to("cpu", torch.float64)
+            if self.settings.engine == "full":
+                self.loss_of = FullEngine(exact, self.settings.memory_gb).loss
+            else:
+                self.loss_of = CircuitState(exact, mask.copy()).loss_of
+        return self.loss_of(mask.copy()), self.loss_of(mask.without_prefixes([edge])[0])
 
 
 class _Verifier:

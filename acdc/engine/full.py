@@ -194,6 +194,9 @@ class FullEngine:
                 parts.append(self.model.unembed(self.stream(ports, projections, needed), columns))
         return torch.cat(parts)
 
+    def loss(self, mask: EdgeMask) -> float:
+        return self.losses([mask])[0]
+
     def losses(self, masks: Sequence[EdgeMask]) -> list[float]:
         """The loss of each mask."""
         metric = self.experiment.metric

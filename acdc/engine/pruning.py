@@ -18,7 +18,7 @@ class PruningEngine(Protocol):
     """Evaluates removals at one receiver. The mask it was made with is the loop's, and changes under it."""
 
     def loss(self) -> float:
-        """The loss of the mask as it is."""
+        """The loss of the mask as it was when the latest receiver was entered."""
 
     def enter(self, receiver: str) -> None:
         """Get ready to test a receiver's edges; everything before it has all its edges."""
@@ -44,7 +44,7 @@ class FullPruning:
         self.chunk = ChunkSize(chunk, self.engine.max_variants)
 
     def loss(self) -> float:
-        return self.engine.losses([self.mask])[0]
+        return self.engine.loss(self.mask)
 
     def enter(self, receiver: str) -> None:
         return

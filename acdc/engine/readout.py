@@ -16,6 +16,7 @@ from acdc.experiment import Experiment
 _TILE_COLUMNS = 4096
 _CACHED = 2**18  # numbers of a tile that stay in cache while they are worked on
 _MAX_ROWS = 1024  # of one product
+_IN_RANGE = 60.0  # of exponents, well inside single precision's 87
 
 
 class Readout:
@@ -116,7 +117,10 @@ class Readout:
 
     def _with_log_sum_exp(self, x: Tensor, s: Tensor, sums: Tensor) -> Tensor:
         """kl_div, prob_diff and nll from Σ exp(logit − shift), `readout variant`."""
-        lse = sums.log() + self.shift.double()[:, None]
+        lse = sums.log()
+        if bool((far := ~(lse.abs() < _IN_RANGE)).any()):
+            lse[far] = self._log_sum_exp((x * s)[far]) - self.shift.double()[:, None].expand_as(lse)[far]
+        lse = lse + self.shift.double()[:, None]
         if self.metric.name == "kl_div":
             mean_logit = torch.einsum("rvd,rd->rv", x.double(), self.p_U) * s[..., 0].double()
             offset = self.p_offset if isinstance(self.p_offset, float) else self.p_offset[:, None]
@@ -131,6 +135,11 @@ class Readout:
             return -log_p[..., :n_right].masked_fill(~right[:, None], float("-inf")).logsumexp(-1)
         p = log_p.exp()
         return (p[..., :n_right] * right[:, None]).sum(-1) - (p[..., n_right:] * wrong[:, None]).sum(-1)
+
+    def _log_sum_exp(self, rows: Tensor) -> Tensor:
+        """Of whole rows of logits, the safe way, for those too far from the clean ones for Σ exp(logit − shift)."""
+        width = rows.shape[-1]
+        return torch.cat([rows @ tile[:width] + tile[width] for tile in self.tiles], -1).logsumexp(-1).double()
 
     def _whole_rows(self, rows: Tensor, tiles: list[Tensor], s: Tensor, base: list[Tensor] | None) -> Tensor:
         """Σ over the vocabulary of exp(logit − shift), or of the squared difference for l2: `readout variant`."""

@@ -34,7 +34,7 @@ def write_graphml(circuit: Circuit, path: str | Path) -> None:
 def read_graphml(path: str | Path) -> Circuit:
     """Read what `write_graphml` wrote; FormatError if the file is missing or is something else."""
     try:
-        view = nx.DiGraph(nx.read_graphml(path))
+        view: nx.DiGraph[str] = nx.DiGraph(nx.read_graphml(path))
         circuit = Circuit.from_networkx(view)
         order = {edge: int(view.edges[edge].get("order", 0)) for edge in circuit}
     except OSError as error:

@@ -10,7 +10,8 @@ from torch import Tensor
 from acdc.errors import ModelError
 from acdc.model.parts import LanguageModel
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Hugging Face's RMS norms compute in float32 whatever the model's precision.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @torch.no_grad()

@@ -1,0 +1,225 @@
+"""A circuit's nodes with the values they have under a mask, each where something live reads it.
+
+A node matters only where it is read: by the logits at the readouts, by a q port and an MLP where their own node is
+read, by k and v ports everywhere. So every node is needed either at the readouts or at all positions.
+
+Tensors of several variants are `pair variant pos d`: pairs first, since variants share all that is stored per pair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.engine.full import streams
+from acdc.engine.mask import EdgeMask
+from acdc.engine.readout import Readout
+from acdc.experiment import Experiment
+from acdc.graph import LETTERS, node_of, parse_node
+
+READ, ALL = 0, 1  # where a node is needed
+
+
+class CircuitState:
+    """Every sender's current output, rebuilt from the edge set where the mask has changed it.
+
+    `z`: heads' outputs before W_O, `layer head pair pos d_head`; `m`: MLPs', `layer pair pos d_model`. Both are the
+    clean run's where nothing has changed them, and right only where the node is needed.
+    """
+
+    def __init__(self, experiment: Experiment, mask: EdgeMask) -> None:
+        self.experiment, self.mask = experiment, mask
+        self.model, self.graph = experiment.model, mask.graph
+        with torch.inference_mode():
+            self.readout = Readout(experiment)
+            self.bases = streams(self.model, experiment.ablated)
+            self._set_read_positions()
+            self.z = experiment.clean.heads.clone()
+            self.m = experiment.clean.mlps.clone()
+            self.inputs: dict[str, Tensor] = {}  # current input of a port, where the port is needed
+            self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
+            self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
+            self.levels: dict[str, int] = {}
+            self._refresh_all()
+
+    @torch.inference_mode()
+    def loss(self) -> float:
+        """The loss of the mask as it was when the latest receiver was entered."""
+        return float(self.readout.losses(self._rows(self._input("logits"))[:, None])[0])
+
+    @torch.inference_mode()
+    def loss_of(self, mask: EdgeMask) -> float:
+        """The loss of any mask, from its edge set alone: every node that differs from the clean run is evaluated."""
+        self.mask = mask
+        self.z.copy_(self.experiment.clean.heads)
+        self.m.copy_(self.experiment.clean.mlps)
+        self.inputs.clear()
+        self.projected.clear()
+        self._refresh_all()
+        return self.loss()
+
+    def _set_read_positions(self) -> None:
+        """`read_positions`: `pair slot`; readout r stands at (`read_pair[r]`, `read_slot[r]`)."""
+        readouts, n_pairs = self.experiment.readouts, len(self.experiment.batch.lengths)
+        of_pair: list[list[int]] = [[] for _ in range(n_pairs)]
+        slots = []
+        for pair, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
+            if position not in of_pair[pair]:
+                of_pair[pair].append(position)
+            slots.append(of_pair[pair].index(position))
+        width = max(map(len, of_pair))
+        rows = [positions + positions[-1:] * (width - len(positions)) for positions in of_pair]
+        device = self.model.device
+        self.read_positions = torch.tensor(rows, device=device)
+        self.read_pair, self.read_slot = readouts.pair, torch.tensor(slots, device=device)
+        self.pair_index = torch.arange(n_pairs, device=device)[:, None]
+        mask = self.experiment.attention_mask.expand(n_pairs, -1, -1)
+        self.masks = (mask[self.pair_index, self.read_positions], mask)
+
+    def _at(self, x: Tensor, level: int) -> Tensor:
+        """`... pair pos d` where it is needed: all of it, or the readouts `... pair slot d`."""
+        return x if level == ALL else x[..., self.pair_index, self.read_positions, :]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The readouts of a stream at `pair slot`: `readout d_model`."""
+        return x[self.read_pair, self.read_slot]
+
+    def _port_level(self, port: str) -> int:
+        return ALL if port.endswith(("<k>", "<v>")) else READ if port == "logits" else self.levels[node_of(port)]
+
+    def _needed(self) -> dict[str, int]:
+        """Where each used node is needed; nodes that feed nothing are absent."""
+        levels: dict[str, int] = {"logits": READ}
+        ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        port_level = np.full(len(self.graph.ports), -1)
+        port_level[-1] = READ
+        for i in range(len(self.graph.senders) - 1, -1, -1):
+            level = int(port_level.max(where=ports[:, i], initial=-1))
+            if level < 0:
+                continue
+            node = self.graph.senders[i]
+            levels[node] = level
+            for port in self._ports_of(node):
+                row = self.graph.port_index[port]
+                if projections[row]:
+                    port_level[row] = ALL if port.endswith(("<k>", "<v>")) else level
+        return levels
+
+    @staticmethod
+    def _ports_of(node: str) -> list[str]:
+        if node.startswith("input"):
+            return []
+        return [node] if node.startswith("m") else [f"{node}<{letter}>" for letter in LETTERS]
+
+    def _base(self, port: str) -> Tensor:
+        """A port's ablated input, `pair pos d_model`."""
+        attention, mlp, logits = self.bases
+        node = parse_node(port)
+        return logits if port == "logits" else mlp[node.layer] if node.kind == "mlp" else attention[node.layer]
+
+    def _delta(self, sender: str, level: int) -> Tensor:
+        """clean − ablated of a sender, `pair pos d_model`."""
+        key = (sender, level)
+        if key not in self.deltas:
+            clean, ablated = self.experiment.clean, self.experiment.ablated
+            node = parse_node(sender)
+            if node.kind == "head":
+                z = self._at((clean.heads - ablated.heads)[node.layer, node.head], level)
+                delta = z @ self.model.layers[node.layer].W_O[node.head]
+            elif node.kind == "mlp":
+                delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
+            else:
+                which = self.graph.inputs.index(sender)
+                delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
+            self.deltas[key] = delta
+        return self.deltas[key]
+
+    def _received_now(self, port: str, level: int) -> Tensor:
+        """What a port's present edges add to its ablated input: Σ current − ablated, `pair pos d_model`."""
+        present = self.mask.ports.numpy()[self.graph.port_index[port]]
+        total = torch.zeros_like(self._at(self.bases[2], level))
+        ablated = self.experiment.ablated
+        for i, name in enumerate(self.graph.inputs):
+            if present[i]:
+                total += self._delta(name, level)
+        n_heads, start = self.graph.config.n_heads, len(self.graph.inputs)
+        for i, layer in enumerate(self.model.layers):
+            heads = present[start : start + n_heads].nonzero()[0].tolist()
+            if heads:
+                z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
+                total += layer.write(z, heads).sum(0)
+            start += n_heads
+            if layer.mlp is not None:
+                if present[start]:
+                    total += self._at(self.m[i] - ablated.mlps[i], level)
+                start += 1
+        return total
+
+    def _input(self, port: str) -> Tensor:
+        """A port's current input where it is needed, summed from the edge set."""
+        if port not in self.inputs:
+            level = self._port_level(port)
+            x = self._at(self._base(port), level)
+            if self.mask.projections[self.graph.port_index[port]]:
+                x = x + self._received_now(port, level)
+            self.inputs[port] = x
+        return self.inputs[port]
+
+    def _project(self, port: str) -> Tensor:
+        """A port's current q, k or v, `pair pos d_head`."""
+        if port not in self.projected:
+            self.projected[port] = self._projection(port, self._input(port)[:, None])[:, 0]
+        return self.projected[port]
+
+    def _projection(self, port: str, x: Tensor) -> Tensor:
+        """q, k or v from `pair variant pos d_model`."""
+        node = parse_node(port)
+        layer = self.model.layers[node.layer]
+        if layer.rotary is None or self._port_level(port) == ALL:
+            return layer.project_head(node.port, node.head, x)
+        return layer.project_head(node.port, node.head, x, self.read_positions[:, None])
+
+    def _output(self, name: str, given: dict[str, Tensor]) -> Tensor:
+        """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
+        node, level = parse_node(name), self.levels[name]
+        layer = self.model.layers[node.layer]
+        if node.kind == "mlp":
+            assert layer.mlp is not None
+            return layer.mlp(given[name] if name in given else self._input(name)[:, None])
+        q, k, v = (
+            self._projection(port, given[port]) if port in given else self._project(port)[:, None]
+            for port in self._ports_of(name)
+        )
+        scores = times(q, k.transpose(-2, -1)).mul_(layer.scale)
+        pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
+        return times(pattern, v)
+
+    def _refresh_all(self) -> None:
+        """Evaluate every node that differs from the clean run, in order."""
+        self.levels = self._needed()
+        missing = (EdgeMask.all(self.graph).ports & ~self.mask.ports).any(-1).numpy()
+        ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        changed = np.zeros(len(self.graph.senders), dtype=bool)
+        for i, node in enumerate(self.graph.senders):
+            rows = [self.graph.port_index[port] for port in self._ports_of(node)]
+            changed[i] = any(missing[row] or not projections[row] or ports[row, changed].any() for row in rows)
+            if changed[i] and node in self.levels:
+                self._refresh(node)
+
+    def _refresh(self, name: str) -> None:
+        """A node's output where it is needed, from the current inputs of its ports."""
+        node, level = parse_node(name), self.levels[name]
+        out = self._output(name, {})[:, 0]
+        target = self.z[node.layer, node.head] if node.kind == "head" else self.m[node.layer]
+        if level == ALL:
+            target.copy_(out)
+        else:
+            target[self.pair_index, self.read_positions] = out
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """`pair variant n m` @ `pair variant m d`, where either may have one variant only."""
+    if b.shape[1] == 1 and a.shape[1] > 1:
+        return (a.flatten(1, 2) @ b[:, 0]).unflatten(1, a.shape[1:3])
+    return a @ b
