@@ -1,7 +1,7 @@
 """The command line: Hydra composes the configuration, a job does the work. No logic but that.
 
-A single run is composed and validated before any folder is made (plain `@hydra.main` makes it first); sweeps are
-validated the same way, then handed to Hydra's launchers.
+A single run is composed, validated and loaded before any folder is made (plain `@hydra.main` makes it first). So is
+every combination of a sweep, before Hydra's launcher runs them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import acdc
 from acdc.errors import AcdcError, ConfigError, RunError
+from acdc.files import write_atomically
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
@@ -27,192 +30,322 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; 0 if all went well, 2 with one line on standard error if the user can mend what did not."""
     try:
-        return _run(list(arguments))
+        return _run(_parse(list(arguments)))
     except AcdcError as error:
-        message = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        print("acdc: stopped; go on with resume=FOLDER", file=sys.stderr)
+        return _refuse(str(error))
+    except BrokenPipeError:  # acdc --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        return _refuse(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt as stop:
+        _refuse(f"stopped; {stop}" if stop.args else "stopped before a run began")
         return 130
-    print(f"acdc: {message}", file=sys.stderr)
+
+
+def _refuse(message: str) -> int:
+    print(f"acdc: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2
 
 
-def _run(arguments: list[str]) -> int:
-    flags = _parse(arguments)
-    resumed = [o for o in flags.overrides if o.startswith("resume=")]
-    if resumed:
-        if len(flags.overrides) > 1 or flags.multirun:
-            raise ConfigError("resume=FOLDER stands alone: a resumed run keeps its own configuration")
-        return _resume(Path(resumed[0].removeprefix("resume=")).expanduser())
-    if flags.hydra_help or flags.shell_completion or flags.info or flags.cfg or flags.help:
-        return _hydra(arguments)
-    if flags.multirun:
-        return _sweep(flags, arguments)
-    return _single(flags.overrides, flags.config_dir)
+# What is asked for.
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's flags and the overrides; what Hydra would ignore, or refuse in many lines, is refused in one."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
+    next(a for a in parser._actions if "--version" in a.option_strings).version = f"acdc {acdc.__version__}"  # type: ignore[attr-defined]
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message} (see acdc --help)")
 
     parser.error = refuse  # type: ignore[method-assign]
-    flags = parser.parse_args(arguments)
-    for name in ("config_path", "config_name"):
-        if getattr(flags, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is not for acdc: add files of your own with --config-dir DIR"
-            )
+    flags = parser.parse_intermixed_args(arguments)
+    flags.arguments = arguments
+    if flags.config_path or flags.config_name:
+        refuse("--config-path and --config-name are not for acdc: add configuration of your own with --config-dir DIR")
+    if flags.experimental_rerun:
+        refuse("--experimental-rerun is not for acdc: go on with a run by resume=FOLDER")
+    if (flags.resolve or flags.package) and not flags.cfg:
+        refuse("--resolve and --package belong to --cfg")
+    if flags.run + flags.multirun + bool(flags.cfg) + flags.shell_completion + bool(flags.info) > 1:
+        refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        refuse(f"--config-dir {flags.config_dir} is not a folder")
+    for override in () if flags.shell_completion else flags.overrides:
+        if not re.match(r"(\+\+?)?[\w/@.-]+=|~[\w/@.-]+", override):
+            refuse(f"{override!r} is not KEY=VALUE")
     return flags
 
 
-def _single(overrides: list[str], config_dir: str | None) -> int:
-    """One run: compose, validate, load; then make the folder and work."""
+def _run(flags: argparse.Namespace) -> int:
+    if resumed := [o.removeprefix("resume=") for o in flags.overrides if o.startswith("resume=")]:
+        if len(flags.arguments) > 1 or not resumed[0]:
+            raise ConfigError("resume=FOLDER stands alone: a resumed run keeps its own configuration")
+        return _resume(Path(resumed[0]).expanduser())
+    if flags.hydra_help or flags.shell_completion:
+        return _hydra(flags)
+    overrides = _combinations(flags.overrides, flags.config_dir)[0] if flags.multirun else flags.overrides
+    config = _compose(overrides, flags.config_dir)
+    if flags.cfg or flags.info:
+        return _hydra(flags)
+    if flags.help:
+        from acdc.help import help_text
+
+        folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else [])]
+        print(help_text(folders, dict(config.hydra.runtime.choices)))
+        return 0
+    if flags.multirun or (config.hydra.mode and config.hydra.mode.name == "MULTIRUN"):
+        return _sweep(config, flags.overrides, flags.config_dir)
+    return _single(config)
+
+
+def _hydra(flags: argparse.Namespace) -> int:
+    """Hand over to Hydra itself: its help, dumps of the configuration, shell completion."""
+    import hydra
+
+    sys.argv[1:] = [*(a for a in flags.arguments if a not in flags.overrides), *flags.overrides]
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(print)()
+    except SystemExit as end:
+        return 2 if end.code else 0
+    return 0
+
+
+# The three ways to run.
+
+
+def _single(config: Any) -> int:
+    """One run: validate and load; then make the folder and work."""
     from omegaconf import OmegaConf
 
-    config = _compose(overrides, config_dir)
-    folder = Path(config.hydra.run.dir).resolve()
-    own = _without_hydra(config)
-    settings = _settings(own)
-    if (folder / ".hydra").exists():
-        raise RunError(f"{folder} already holds a run: resume it with resume={folder}, or choose another folder")
-    prepared = _prepare(settings, folder)
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(own), folder / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": config.hydra}), folder / ".hydra" / "hydra.yaml")
-    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+    from acdc.journal import DECISIONS
+
+    folder = _absolute(config.hydra.run.dir)
+    _require_free(folder, ".hydra", DECISIONS)
+    prepared = _prepare(config)
+    _make(folder / ".hydra", "hydra.run.dir", exist_ok=False)  # whoever makes it has the folder
+    config.hydra.runtime.output_dir = str(folder)
+    _keep(folder, "hydra.yaml", OmegaConf.masked_copy(config, "hydra"))
+    _keep(folder, "overrides.yaml", config.hydra.overrides.task)
+    _keep(folder, "config.yaml", prepared.settings.config)
     return _work(prepared, folder)
 
 
 def _resume(folder: Path) -> int:
     """Go on with a killed run, with the configuration it was started with."""
-    from omegaconf import OmegaConf
+    from acdc.journal import DECISIONS, Journal, RunState
 
     stored = folder / ".hydra" / "config.yaml"
     if not stored.is_file():
-        raise RunError(f"resume={folder}: no run was started there (it has no .hydra/config.yaml)")
-    from acdc.journal import RunState
-
-    state = RunState(folder)
-    if state.exists and state.load().values["finished"]:
+        a_sweep = (folder / "multirun.yaml").is_file()
+        why = "it is a sweep: resume its runs one by one" if a_sweep else "it has no .hydra/config.yaml"
+        raise RunError(f"resume={folder}: no run was started there ({why})")
+    if RunState(folder).values["finished"]:
         print(f"acdc: the run in {folder} is finished")
         return 0
-    from acdc.jobs import prepare
+    from omegaconf import OmegaConf
 
-    own = OmegaConf.to_container(OmegaConf.load(stored))
-    assert isinstance(own, dict)
-    return _work(prepare(_settings(own)), folder.resolve())
-
-
-def _sweep(flags: argparse.Namespace, arguments: list[str]) -> int:
-    """A sweep: every combination is validated, then Hydra's sweeper and launcher run them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
+    if (folder / DECISIONS).exists():
+        Journal(folder).close()  # refused at once where another process works in the folder
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides=list(flags.overrides))
-        for combination in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
-            _settings(_without_hydra(_compose(list(combination), flags.config_dir)))
-    except AcdcError:
-        raise
+        config = OmegaConf.load(stored)
     except Exception as error:
-        raise ConfigError(_explain(error, list(flags.overrides), flags.config_dir)) from error
-    return _hydra(arguments)
+        raise RunError(f"{stored} is damaged and the run cannot be resumed: {error}") from error
+    return _work(_prepare(config), _absolute(folder))
 
 
-def _hydra(arguments: list[str]) -> int:
-    """Hand over to Hydra itself (help, configuration dumps, sweeps)."""
-    import hydra
+def _sweep(config: Any, overrides: list[str], config_dir: str | None) -> int:
+    """A sweep: every combination is validated and loaded once; then Hydra's sweeper and launcher run them."""
+    from acdc.jobs import prepare_all
+    from acdc.sweep import show_sweep
 
-    sys.argv = ["acdc", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job_of_sweep)()
-    return 0
+    folder = _absolute(config.hydra.sweep.dir)
+    if (folder / "multirun.yaml").exists():
+        raise RunError(f"hydra.sweep.dir={folder} already holds a sweep: choose another folder")
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    combinations = _combinations([*params, *overrides], config_dir)
+    notes = prepare_all([_settings(_compose(combination, config_dir)) for combination in combinations])
+    _make(folder, "hydra.sweep.dir")
+    for note in notes:
+        print(f"note: {note}")
+    with _hydra_with(config_dir) as (hydra, extra):
+        # The folder is given as it stands now: its default holds the time.
+        fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(folder)}"]
+        try:
+            hydra.multirun("config", _job_of_sweep, [*extra, *overrides, *fixed])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the runs are in {folder}: go on with each by acdc resume=FOLDER") from None
+    finished = show_sweep(folder)
+    lacking = len(combinations) - finished
+    return _refuse(f"{lacking} of {len(combinations)} runs did not finish: see {folder}") if lacking else 0
 
 
 def _job_of_sweep(config: Any) -> None:
-    """One job of a sweep; Hydra has made its folder."""
+    """One job of a sweep; Hydra has made its folder. If it is refused, the others still run."""
     from hydra.core.hydra_config import HydraConfig
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    _work(_prepare(_settings(_without_hydra(config)), folder), folder)
+    from acdc.jobs import prepare
+    from acdc.journal import DECISIONS
+    from acdc.sweep import show_run
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    try:
+        _require_free(folder, DECISIONS)
+        prepared = prepare(_settings(config, Path(hydra.runtime.cwd)))
+        _keep(folder, "config.yaml", prepared.settings.config)
+        _work(prepared, folder, quiet=True)
+        show_run(folder, Path(hydra.sweep.dir))
+    except AcdcError as error:
+        _refuse(f"{folder.name}: {error}")
 
 
-def _prepare(settings: Any, folder: Path) -> Any:
-    from acdc.jobs import prepare, require_free
+def _prepare(config: Any) -> Any:
+    """Settings, model and pairs; a terminal is told why it waits."""
+    from rich.console import Console
 
-    require_free(folder)
-    return prepare(settings)
+    with Console().status("loading the model and the pairs"):
+        from acdc.jobs import prepare
+
+        return prepare(_settings(config))
 
 
-def _work(prepared: Any, folder: Path) -> int:
+def _work(prepared: Any, folder: Path, quiet: bool = False) -> int:
+    """The job, in a folder that is this run's."""
     from rich.console import Console
 
     from acdc import jobs
 
-    getattr(jobs, prepared.settings.job)(prepared, folder, Console())
+    try:
+        getattr(jobs, prepared.settings.job.name)(prepared, folder, Console(quiet=quiet))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with acdc resume={folder}") from None
     return 0
 
 
-def _settings(config: dict[str, Any]) -> Any:
-    from acdc.jobs import RunSettings
-
-    return RunSettings.from_config(config)
+def _absolute(folder: Any) -> Path:
+    return Path(os.path.abspath(Path(str(folder)).expanduser()))
 
 
-def _compose(overrides: list[str], config_dir: str | None) -> Any:
-    """The configuration with its hydra part; ConfigError in one line for whatever Hydra does not accept."""
-    from hydra import compose, initialize_config_dir
+def _require_free(folder: Path, *names: str) -> None:
+    if any((folder / name).exists() for name in names):
+        raise RunError(f"{folder} already holds a run: go on with it by resume={folder}, or choose another folder")
 
-    extra = [f"hydra.searchpath=[{Path(config_dir).resolve()}]"] if config_dir else []
+
+def _make(folder: Path, key: str, exist_ok: bool = True) -> None:
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", overrides=[*extra, *overrides], return_hydra_config=True)
-            _ = config.hydra.run.dir
-            return config
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        raise RunError(f"{key}: {folder} cannot be made ({error.strerror}); choose another folder") from error
+
+
+def _keep(folder: Path, name: str, config: Any) -> None:
+    """A file of `.hydra/`."""
+    from omegaconf import OmegaConf
+
+    write_atomically(folder / ".hydra" / name, OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+# Composing.
+
+
+@contextmanager
+def _hydra_with(config_dir: str | None) -> Iterator[tuple[Any, list[str]]]:
+    """Hydra, reading the project's configuration by its path, and the override that adds the user's folder."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    extra = [f"hydra.searchpath=[{_quoted(_absolute(config_dir))}]"] if config_dir else []
+    with initialize_config_dir(str(CONF), job_name="acdc", version_base="1.3"):
+        yield GlobalHydra.instance().hydra, extra
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of Hydra's grammar."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(path)) + "'"
+
+
+def _combinations(overrides: list[str], config_dir: str | None) -> list[list[str]]:
+    """The overrides of every run of a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        with _hydra_with(config_dir) as (hydra, _):
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+            return BasicSweeper.split_arguments(parsed, None)[0]
     except Exception as error:
         raise ConfigError(_explain(error, overrides, config_dir)) from error
 
 
-def _without_hydra(config: Any) -> dict[str, Any]:
-    """The configuration as a plain mapping, resolved, less Hydra's own part."""
-    from omegaconf import OmegaConf, open_dict
+def _compose(overrides: list[str], config_dir: str | None) -> Any:
+    """The configuration with its hydra part; ConfigError in one line for whatever Hydra does not accept."""
+    from hydra import compose
 
-    config = config.copy()
-    with open_dict(config):
-        config.pop("hydra", None)
     try:
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        with _hydra_with(config_dir) as (_, extra):
+            config = compose("config", overrides=[*extra, *overrides], return_hydra_config=True)
+            _ = config.hydra.run.dir, config.hydra.sweep.dir
     except Exception as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+        raise ConfigError(_explain(error, overrides, config_dir)) from error
+    if unchosen := [group for group in _groups() if group not in config.hydra.runtime.choices]:
+        raise ConfigError(f"{unchosen[0]} needs one option, {unchosen[0]}=OPTION (see acdc --help)")
+    return config
+
+
+def _groups() -> list[str]:
+    """The groups of which a run needs one option each: all but experiment."""
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+
+
+def _settings(config: Any, base: Path | None = None) -> Any:
+    """The run's settings out of a composed configuration; paths are relative to `base`, or to where we are."""
+    from omegaconf import OmegaConf
+
+    from acdc.jobs import RunSettings
+
+    try:
+        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except Exception as error:
+        raise ConfigError(_explain(error, [], None)) from error
+    return RunSettings.from_config(plain, base or Path.cwd())
 
 
 def _explain(error: Exception, overrides: list[str], config_dir: str | None) -> str:
     """Hydra's message in one line, with what is allowed."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
     text = " ".join(str(error).split())
-    if match := re.search(r"Could not override '([\w./@]+)'", text):
-        key = match[1]
-        parent, _, name = key.rpartition(".")
-        try:
-            groups = [o for o in overrides if re.match(r"\+?\w+=", o) and not o.startswith(f"{key}=")]
-            node = _compose(groups, config_dir)
-            for part in filter(None, parent.split(".")):
-                node = node[part]
-            allowed = ", ".join(k for k in node if k != "hydra")
-        except Exception:
-            return text
-        where = f"{parent} has" if parent else "there are the groups"
-        return f"{key} does not exist; {where} {allowed}"
-    text = re.sub(r"In 'config': ", "", text)
-    text = re.sub(r"Config search path: .*", "", text)
-    text = re.sub(r"Available options in '(\w+)': ", r"; choose one of: ", text)
-    return re.sub(r"\s+;", ";", text).strip()
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read as KEY=VALUE: quote a value with spaces or signs, KEY='\"VALUE\"'"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        choices = f"; choose one of {', '.join(error.options)}" if error.options else ""
+        return f"{group}={option} does not exist{choices}"
+    if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
+        return f"{match[1]} has several values: add -m to run each, or write [a,b] for a list"
+    if match := re.search(r"Could not override '([\w./@-]+)'", text):
+        return _unknown_key(match[1], overrides, config_dir)
+    if text.startswith("Config group override must be"):
+        return f"each of the groups {', '.join(_groups())} takes the name of an option (see acdc --help)"
+    if match := re.match(r"(?:In '.*?': )?(.*?)(?: full_key: (\S+))?(?: object_type=.*)?$", text):
+        return f"{match[2]}: {match[1]}" if match[2] else match[1]
+    return text
 
 
-if __name__ == "__main__":
-    main()
+def _unknown_key(key: str, overrides: list[str], config_dir: str | None) -> str:
+    groups = [o for o in overrides if re.match(r"\w+=", o) and not o.startswith(f"{key}=")]
+    try:
+        node, known = _compose(groups, config_dir), ""
+    except ConfigError as error:  # another override is wrong too
+        return str(error)
+    for part in key.split(".")[:-1]:
+        if part not in node or not hasattr(node[part], "keys"):
+            break
+        node, known = node[part], f"{known}.{part}".lstrip(".")
+    allowed = ", ".join(str(name) for name in node if name != "hydra")
+    return f"{key} does not exist; {f'{known} has' if known else 'there are the groups'} {allowed}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +19,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import acdc
 from acdc import discovery, tasks
 from acdc.ablation import AblationSettings
 from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver
-from acdc.errors import ConfigError, RunError, TaskError
+from acdc.errors import AcdcError, ConfigError, TaskError
 from acdc.evaluation.faithfulness import faithfulness
 from acdc.evaluation.pair_check import check_pairs
 from acdc.experiment import Experiment
@@ -38,7 +39,16 @@ from acdc.report.html import write_report
 from acdc.report.picture import render_all
 from acdc.settings import from_mapping
 from acdc.tasks.base import TaskSettings
-from acdc.tracking import ConsoleTracker, TrackerSettings, WandbTracker, Watchers, new_run_id
+from acdc.tracking import (
+    ConsoleTracker,
+    Tracker,
+    TrackerSettings,
+    WandbTracker,
+    Watchers,
+    check_tracker,
+    new_run_id,
+    say,
+)
 
 log = logging.getLogger(__name__)
 JOBS = ("discover",)
@@ -46,40 +56,83 @@ CHECKS = ("error", "warn", "off")
 
 
 @dataclass(frozen=True)
+class JobSettings:
+    """`name`: what to do, the name of a function in this file."""
+
+    name: str = "discover"
+
+    def __post_init__(self) -> None:
+        if self.name not in JOBS:
+            raise ConfigError(f"job={self.name} does not exist; choose one of {', '.join(JOBS)}")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """`name`: what is measured; None takes the task's own metric."""
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.name not in METRICS:
+            raise ConfigError(f"metric={self.name} is not known: choose one of {', '.join(METRICS)}")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Everything a run is told; `config` is the same as a plain mapping, for files and trackers."""
 
-    job: str
+    job: JobSettings
     model: ModelSettings
     task: TaskSettings
     method: Any
-    metric: str | None
+    metric: MetricSettings
     ablation: AblationSettings
     tracker: TrackerSettings
     config: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RunSettings:
-        """Settings from the composed configuration; ConfigError for any wrong key, type or value."""
-        job, metric = config["job"]["name"], config["metric"]["name"]
-        if job not in JOBS:
-            raise ConfigError(f"job={job} does not exist; choose one of {', '.join(JOBS)}")
-        if metric is not None and metric not in METRICS:
-            raise ConfigError(f"metric={metric} is not known: choose one of {', '.join(METRICS)}")
-        task = from_mapping(tasks.load(str(config["task"]["name"])).Settings, config["task"], "task")
+    def from_config(cls, config: Mapping[str, Any], base: Path) -> RunSettings:
+        """Settings from the composed configuration.
+
+        Parameters
+        ----------
+        base: the folder that relative paths start from; `config` gets them absolute, so that a run can be resumed
+            from anywhere.
+
+        Raises
+        ------
+        ConfigError: any wrong key, type or value.
+        """
+        groups = [f.name for f in fields(cls) if f.name != "config"]
+        if unknown := [key for key in config if key not in groups]:
+            raise ConfigError(f"{unknown[0]} does not exist; there are the groups {', '.join(groups)}")
+        if missing := [group for group in groups if not isinstance(config.get(group), Mapping)]:
+            raise ConfigError(f"{missing[0]} is missing: give {missing[0]}=OPTION (acdc --help lists them)")
+        config = {group: _with_absolute_path(config[group], base) for group in groups}
+        task = from_mapping(tasks.load(str(config["task"].get("name"))).Settings, config["task"], "task")
         if task.check not in CHECKS:
             raise ConfigError(f"task.check={task.check} is not known: choose one of {', '.join(CHECKS)}")
-        method = discovery.load(str(config["method"]["name"]))
         return cls(
-            job=job,
+            job=from_mapping(JobSettings, config["job"], "job"),
             model=from_mapping(ModelSettings, config["model"], "model"),
             task=task,
-            method=from_mapping(method.Settings, config["method"], "method"),
-            metric=metric,
+            method=from_mapping(discovery.load(str(config["method"].get("name"))).Settings, config["method"], "method"),
+            metric=from_mapping(MetricSettings, config["metric"], "metric"),
             ablation=from_mapping(AblationSettings, config["ablation"], "ablation"),
             tracker=from_mapping(TrackerSettings, config["tracker"], "tracker"),
             config=config,
         )
+
+    @property
+    def experiment_key(self) -> tuple[Any, ...]:
+        """What the experiment is built from."""
+        return self.model, self.task, self.metric.name, self.ablation
+
+
+def _with_absolute_path(group: Mapping[str, Any], base: Path) -> Mapping[str, Any]:
+    if isinstance(group.get("path"), str):
+        return {**group, "path": os.path.abspath(base / Path(group["path"]).expanduser())}
+    return group
 
 
 @dataclass(frozen=True)
@@ -91,23 +144,41 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(settings: RunSettings) -> Prepared:
+def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prepared:
     """Load the model, make and check the pairs.
+
+    Parameters
+    ----------
+    experiment: one that was built from the same settings, if there is one already.
 
     Raises
     ------
     AcdcError: whatever makes the run impossible, and with `task.check=error` whatever makes it doubtful.
     """
-    experiment = Experiment.build(settings.model, settings.task, settings.metric, settings.ablation)
+    experiment = experiment or Experiment.build(*settings.experiment_key)
     if getattr(settings.method, "threshold", 0) is None and experiment.default_threshold is None:
         raise ConfigError(
             f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
             " give method.threshold=NUMBER"
         )
-    problems = check_pairs(experiment) if settings.task.check != "off" else []
+    problems = check_pairs(experiment).problems() if settings.task.check != "off" else []
     if problems and settings.task.check == "error":
         raise TaskError(f"task.check=error: {'; '.join(problems)}")
+    check_tracker(settings.tracker)
     return Prepared(settings, experiment, (*experiment.notes, *problems))
+
+
+def prepare_all(runs: Sequence[RunSettings]) -> list[str]:
+    """Prepare every run of a sweep, so that what one cannot do is known before any begins; returns what they note."""
+    notes: list[str] = []
+    key, experiment = None, None
+    for settings in sorted(runs, key=lambda settings: repr(settings.experiment_key)):
+        if settings.experiment_key != key:
+            key, experiment = settings.experiment_key, None
+        prepared = prepare(settings, experiment)
+        experiment = prepared.experiment
+        notes += prepared.notes
+    return list(dict.fromkeys(notes))
 
 
 def discover(prepared: Prepared, folder: Path, console: Console) -> Circuit:
@@ -117,40 +188,45 @@ def discover(prepared: Prepared, folder: Path, console: Console) -> Circuit:
     ------
     RunError: the journal is of another run, or the result does not pass its own check.
     """
-    settings, experiment = prepared.settings, prepared.experiment
-    state, journal = RunState(folder), Journal(folder)
-    if state.exists:
-        state.load()
-    else:
-        state.update(wandb_id=new_run_id())
-    with _logging_to(folder / "run.log"):
-        log.info("acdc %s: %s on %s, %s", acdc.__version__, settings.job, experiment.task.name, experiment.model.name)
-        for note in prepared.notes:
-            log.warning("%s", note)
-            console.print(f"[yellow]note:[/yellow] {note}", highlight=False)
-        replay = journal.read()
-        if replay:
-            log.info("resuming behind %d decisions", len(replay))
-        trackers: list[Any] = [ConsoleTracker(console, experiment.metric_name)]
-        if settings.tracker.name == "wandb":
-            trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
-        failed = True
-        try:
-            keeper = _Bookkeeper(state)
-            circuit = discovery.discover(experiment, settings.method, Watchers(journal, keeper, *trackers), replay)
-            journal.close()
-            keeper.receiver("done", 0)
-            _complete(circuit, prepared, state)
-            files = _write_results(circuit, prepared, folder)
-            for tracker in trackers:
-                tracker.finished(circuit.metrics, files)
-            failed = False
-        finally:
-            for tracker in trackers:
-                tracker.closed(failed)
+    journal = Journal(folder)
+    with closing(journal), _logging_to(folder / "run.log"):
+        state = RunState(folder)
+        state.update(wandb_id=state.values["wandb_id"] or new_run_id())
+        for torn in folder.glob(".*.tmp"):
+            torn.unlink()
+        circuit = _discover(prepared, folder, console, journal, state)
         state.update(finished=True)
         log.info("finished: %s", json.dumps(circuit.metrics))
     _show(circuit, folder, console)
+    return circuit
+
+
+def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journal, state: RunState) -> Circuit:
+    settings, experiment = prepared.settings, prepared.experiment
+    log.info("acdc %s: %s on %s, %s", acdc.__version__, settings.job.name, experiment.task.name, experiment.model.name)
+    replay = journal.read()
+    for note in prepared.notes:
+        log.warning("%s", note)
+        say(console, f"note: {note}")
+    if replay:
+        log.info("resuming behind %d decisions", len(replay))
+        say(console, f"resuming behind {len(replay)} decisions")
+    keeper = _Bookkeeper(state)
+    trackers: list[Tracker] = [ConsoleTracker(console, experiment.metric_name)]
+    failed = True
+    try:
+        if settings.tracker.name == "wandb":
+            trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
+        circuit = discovery.discover(experiment, settings.method, Watchers(journal, keeper, *trackers), replay)
+        keeper.receiver("done", 0)
+        _complete(circuit, prepared, state)
+        files = _write_results(circuit, prepared, folder)
+        for tracker in trackers:
+            tracker.finished(circuit.metrics, files)
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.closed(failed)
     return circuit
 
 
@@ -172,6 +248,8 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> None:
     experiment = prepared.experiment
     loop = circuit.metrics
     measured = faithfulness(experiment, circuit)
+    if not math.isfinite(measured["recovery"]):
+        measured["recovery"] = None  # the model with and without its edges gives the same
     circuit.metrics = {
         **measured,
         **loop,
@@ -235,18 +313,20 @@ def _write_results(circuit: Circuit, prepared: Prepared, folder: Path) -> dict[s
 def _show(circuit: Circuit, folder: Path, console: Console) -> None:
     """The result in a few lines."""
     m = circuit.metrics
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("edges kept", f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)")
-    table.add_row(m["metric"], f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}")
-    table.add_row("recovery", f"{m['recovery']:.1%}")
-    table.add_row("KL(model ‖ circuit)", f"{m['kl']:.4g}")
-    table.add_row("decisions", f"{m['decisions']} ({m['near_ties']} near-ties) in {m['seconds']:.1f} s")
-    table.add_row("report", str(folder / "report.html"))
-    console.print(table, highlight=False)
+    recovery = "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%}"
+    for name, value in {
+        "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
+        m["metric"]: f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}",
+        "recovery": recovery,
+        "KL(model ‖ circuit)": f"{m['kl']:.4g}",
+        "decisions": f"{m['decisions']} ({m['near_ties']} near-ties) in {m['seconds']:.1f} s",
+        "report": folder / "report.html",
+    }.items():
+        say(console, f"{name:<20} {value}")
 
 
 @contextmanager
-def _logging_to(path: Path):  # type: ignore[no-untyped-def]
+def _logging_to(path: Path) -> Iterator[None]:
     """Log lines go to a file while a job runs."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -255,15 +335,15 @@ def _logging_to(path: Path):  # type: ignore[no-untyped-def]
     root.addHandler(handler)
     try:
         yield
+    except AcdcError as error:
+        log.error("%s", error)
+        raise
+    except KeyboardInterrupt:
+        log.info("stopped")
+        raise
     except Exception:
         log.exception("failed")
         raise
     finally:
         root.removeHandler(handler)
         handler.close()
-
-
-def require_free(folder: Path) -> None:
-    """RunError if a folder already holds a run."""
-    if RunState(folder).exists or (folder / "decisions.jsonl").exists():
-        raise RunError(f"{folder} already holds a run: resume it with resume={folder}, or choose another folder")

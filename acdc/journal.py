@@ -5,26 +5,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
+import math
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-from acdc.discovery.base import Decision
 from acdc.errors import RunError
 from acdc.files import write_json
 from acdc.graph import Edge, Graph
+
+if TYPE_CHECKING:  # brings torch, which a look at a finished run does not need
+    from acdc.discovery.base import Decision
 
 DECISIONS = "decisions.jsonl"
 STATE = "run.json"
 
 
 class Journal:
-    """Writes decisions as they are made; an `Observer` of the pruning loop."""
+    """Writes decisions as they are made; an `Observer` of the pruning loop, and the lock of a run's folder.
+
+    Raises
+    ------
+    RunError: another process is working in this folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / DECISIONS
-        self._file: IO[str] | None = None
+        self._file = self.path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the system when the process ends
+        except BlockingIOError as error:
+            self._file.close()
+            raise RunError(f"another process is working on the run in {folder}: wait for it or stop it") from error
 
     def read(self) -> list[Decision]:
         """The decisions so far. A last line torn by a crash is dropped, from the file as well.
@@ -33,8 +46,6 @@ class Journal:
         ------
         RunError: a line in the middle is damaged.
         """
-        if not self.path.exists():
-            return []
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         decisions = []
@@ -46,17 +57,27 @@ class Journal:
                     f"{self.path} line {number} is damaged and the run cannot be resumed: {error}"
                 ) from error
         if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+            self._file.truncate(len(whole))
         return decisions
 
     def started(self, graph: Graph, metric: float) -> None:
-        self._file = self.path.open("a")
+        return
 
     def receiver(self, name: str, remaining: int) -> None:
         return
 
     def decided(self, decision: Decision, remaining: int) -> None:
-        assert self._file is not None
+        """Write a decision.
+
+        Raises
+        ------
+        RunError: its effect is no number, so every later decision would mean nothing.
+        """
+        if not math.isfinite(decision.effect) or not math.isfinite(decision.metric):
+            raise RunError(
+                f"without {decision.edge} the metric is {decision.metric} and the effect {decision.effect}: the numbers"
+                " leave what the precision holds; try model.dtype=float32 or another metric"
+            )
         record: dict[str, Any] = {
             "sender": decision.edge.sender,
             "receiver": decision.edge.receiver,
@@ -66,19 +87,19 @@ class Journal:
         }
         if decision.near_tie:
             record["near_tie"] = True
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()  # in the system's hands: survives a killed process
 
     def replayed(self, decision: Decision, remaining: int) -> None:
         return
 
     def close(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._file.close()
 
 
 def _parse(line: bytes) -> Decision:
+    from acdc.discovery.base import Decision
+
     record = json.loads(line)
     return Decision(
         Edge(record["sender"], record["receiver"]),
@@ -90,22 +111,22 @@ def _parse(line: bytes) -> Decision:
 
 
 class RunState:
-    """`run.json`: whether the run is finished, how long it has taken, and what a tracker needs to go on with it."""
+    """`run.json`: whether the run is finished, how long it has taken, and what a tracker needs to go on with it.
+
+    Raises
+    ------
+    RunError: the file is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / STATE
-        self.values: dict[str, Any] = {"finished": False, "seconds": 0.0}
-
-    @property
-    def exists(self) -> bool:
-        return self.path.exists()
-
-    def load(self) -> RunState:
+        self.values: dict[str, Any] = {"finished": False, "seconds": 0.0, "wandb_id": None}
         try:
             self.values.update(json.loads(self.path.read_text()))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path.parent} holds no run that can be resumed: {error}") from error
-        return self
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{self.path} is damaged and the run cannot be resumed: {error}") from error
 
     def update(self, **values: Any) -> None:
         self.values.update(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from acdc.errors import ConfigError
 
 T = TypeVar("T")
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null"}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -24,7 +25,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Raises
     ------
-    ConfigError: a key that does not exist or a value of the wrong type.
+    ConfigError: a key that does not exist, or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
     allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
@@ -44,9 +45,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if typing.get_origin(choice) is list and isinstance(value, (list, tuple)):
             (item,) = typing.get_args(choice)
             return [_value(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
-        if choice is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
+        if choice is float:
+            # Written so that NaN and whole numbers beyond all floats are refused too.
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+                return float(value)
+        elif isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
     expected = " or ".join(_WORDS.get(c, "a list") for c in choices)
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value

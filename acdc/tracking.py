@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-from acdc.discovery.base import Decision, NoObserver, Observer
+from acdc.discovery.base import Decision, Observer
 from acdc.errors import ConfigError, RunError
 from acdc.graph import Graph
 
@@ -81,27 +84,39 @@ class Watchers:
             observer.replayed(decision, remaining)
 
 
+def say(console: Console, text: object) -> None:
+    """Print a line as it is: no markup, no colours, and not cut where the terminal ends."""
+    console.print(str(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 class ConsoleTracker:
-    """A live line: receiver at hand, edges tested, kept and left, metric, time to go."""
+    """A live line: receiver at hand, edges tested, kept and left, metric, time to go.
+
+    Where the console is no terminal, a plain line now and then instead.
+    """
+
+    SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, console: Console, metric: str) -> None:
-        self.metric = metric
+        self.console, self.metric = console, metric
         self.tested = self.kept = 0
+        self.value = 0.0
+        self.last_line = time.monotonic()
         self.progress = Progress(
-            TextColumn("[bold]{task.fields[receiver]:<10}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("tested {task.fields[tested]}  kept {task.fields[kept]}  left {task.fields[left]}"),
+            TextColumn("{task.fields[receiver]:<10}", style="bold", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn("{task.fields[tested]} tested {task.fields[kept]} kept {task.fields[left]} left"),
             TextColumn(f"{metric} {{task.fields[value]:.4g}}"),
-            TimeElapsedColumn(),
             TextColumn("to go"),
             TimeRemainingColumn(),
             console=console,
             refresh_per_second=8,
+            expand=True,
+            disable=console.quiet or not console.is_terminal,
         )
 
     def started(self, graph: Graph, metric: float) -> None:
-        total = len(graph)
+        self.value, total = metric, len(graph)
         self.task = self.progress.add_task(
             "edges", total=total, receiver="logits", tested=0, kept=0, left=total, value=metric
         )
@@ -109,27 +124,51 @@ class ConsoleTracker:
 
     def receiver(self, name: str, remaining: int) -> None:
         self._show(remaining, receiver=name)
+        if self.progress.disable and time.monotonic() - self.last_line > self.SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            counts = f"{self.tested} tested, {self.kept} kept, {remaining + self.kept} left"
+            say(self.console, f"{name}: {counts}, {self.metric} {self.value:.4g}")
 
     def decided(self, decision: Decision, remaining: int) -> None:
         self.tested += 1
         self.kept += decision.kept
+        self.value = decision.metric
         self._show(remaining, tested=self.tested, kept=self.kept, value=decision.metric)
 
     replayed = decided
 
     def _show(self, remaining: int, **fields: Any) -> None:
         total = self.progress.tasks[self.task].total or 0
-        left = remaining + self.kept
-        self.progress.update(self.task, completed=total - remaining, left=left, **fields)
+        self.progress.update(self.task, completed=total - remaining, left=remaining + self.kept, **fields)
 
     def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-        return
+        self._show(0)  # the last edges may have gone untested
 
     def closed(self, failed: bool) -> None:
         self.progress.stop()
 
 
-class WandbTracker(NoObserver):
+def check_tracker(settings: TrackerSettings) -> None:
+    """RunError if W&B would have to be reached and cannot be; better now than when the folder is made."""
+    if settings.name == "wandb" and settings.mode == "online":
+        _reach_wandb()
+
+
+@cache
+def _reach_wandb() -> None:
+    advice = "log in with `wandb login`, or give tracker.mode=offline"
+    try:
+        import wandb
+
+        wandb.setup(settings=wandb.Settings(silent=True))
+        reached = wandb.login(verify=True)
+    except Exception as error:  # W&B has many, for what is wrong with the account, the network and its settings
+        raise RunError(f"tracker=wandb cannot reach W&B ({error}): {advice}") from error
+    if not reached:
+        raise RunError(f"tracker=wandb has no account to use: {advice}")
+
+
+class WandbTracker:
     """Configuration, a point per n tested edges, the summary, the picture and the circuit as an artifact.
 
     Parameters
@@ -156,32 +195,41 @@ class WandbTracker(NoObserver):
                 resume="allow",
                 settings=wandb.Settings(silent=True),
             )
-        except (wandb.errors.Error, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"tracker=wandb could not start ({reason}); try tracker.mode=offline") from error
+        except Exception as error:
+            raise RunError(f"tracker=wandb could not start ({error}): try tracker.mode=offline") from error
         self.run.define_metric("tested")
         self.run.define_metric("*", step_metric="tested")
 
+    def started(self, graph: Graph, metric: float) -> None:
+        return
+
+    def receiver(self, name: str, remaining: int) -> None:
+        return
+
     def decided(self, decision: Decision, remaining: int) -> None:
-        self.tested += 1
-        self.kept += decision.kept
+        self.replayed(decision, remaining)
         if self.tested % self.every == 0 or remaining == 0:
             point = {"metric": decision.metric, "effect": decision.effect}
-            self.run.log({"tested": self.tested, "kept": self.kept, "left": remaining + self.kept, **point})
+            self._log(self.tested, kept=self.kept, left=remaining + self.kept, **point)
 
     def replayed(self, decision: Decision, remaining: int) -> None:
         self.tested += 1
         self.kept += decision.kept
 
+    def _log(self, step: int, **point: Any) -> None:
+        # The step is given, so that a resumed run goes on behind the points it has.
+        self.run.log({"tested": self.tested, **point}, step=step)
+
     def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         import wandb
 
-        self.run.summary.update(dict(summary))
+        # The points have a number called metric; its name goes beside it.
+        self.run.summary.update({"metric_name" if key == "metric" else key: value for key, value in summary.items()})
         if "circuit.png" in files:
-            self.run.log({"circuit": wandb.Image(str(files["circuit.png"]))})
+            self._log(self.tested + 1, picture=wandb.Image(str(files["circuit.png"])))
         artifact = wandb.Artifact(f"circuit-{self.run.id}", type="circuit", metadata=dict(summary))
         for path in files.values():
-            artifact.add_file(str(path))
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)  # as it lies there, not a copy elsewhere
         self.run.log_artifact(artifact)
 
     def closed(self, failed: bool) -> None:

@@ -1,0 +1,84 @@
+"""`acdc --help`: the groups, and the options of what is chosen with the comments of its YAML files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+EXAMPLES = {
+    "acdc": "ACDC on IOI with the bundled model",
+    "acdc task=greater_than method.threshold=0.02": "another task, another threshold",
+    "acdc task=pairs task.path=PAIRS.jsonl model=local model.path=FOLDER": "your own prompts and model",
+    "acdc model=gpt2 ablation=zero tracker=wandb": "zero ablation, tracked by Weights & Biases",
+    "acdc hydra.run.dir=OUT": "the files go to OUT, not to outputs/",
+    "acdc resume=OUT": "go on with a run that was stopped",
+    "acdc -m method.threshold=0.003,0.01,0.03 hydra/launcher=joblib": "a sweep: every combination, in parallel",
+    "acdc experiment=ioi_kl": "a file of conf/experiment that pins a whole run",
+}
+FLAGS = {
+    "-m, --multirun": "a sweep over comma-separated values",
+    "--cfg job": "show the configuration and stop",
+    "--config-dir DIR": "configuration files of your own: DIR/task/mine.yaml for task=mine, and so on",
+    "--help, --version": "this text (with GROUP=OPTION: for those choices), the version",
+    "--hydra-help": "what else Hydra offers",
+}
+
+
+def help_text(folders: Sequence[Path], choices: Mapping[str, str], width: int | None = None) -> str:
+    """The help.
+
+    Parameters
+    ----------
+    folders: where configuration is found, the first first. choices: the option chosen in each group. width: of the
+        lines; None takes the terminal's, up to 100.
+    """
+    width = width or min(100, shutil.get_terminal_size((100, 24)).columns)
+    lines = ["acdc: automated circuit discovery for transformer language models", ""]
+    for command, meaning in EXAMPLES.items():
+        lines += _row(command, meaning, 30, width)
+
+    lines += ["", "Flags"]
+    for flag, meaning in FLAGS.items():
+        lines += _row(flag, meaning, 22, width)
+
+    about = _options(folders[0] / "config.yaml")
+    found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    groups = [*(g for g in about if g in found), *sorted(found - set(about))]
+    lines += ["", "Groups, GROUP=OPTION (* is chosen)"]
+    for group in groups:
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        shown = ", ".join(f"{option}*" if option == choices.get(group) else option for option in options)
+        lines += _row(group, about.get(group, ("", ""))[1], 14, width)
+        lines += _row("", shown, 14, width)
+
+    lines += ["", "Options, KEY=VALUE"]
+    for group in groups:
+        files = (folder / group / f"{choices.get(group)}.yaml" for folder in folders)
+        path = next((file for file in files if file.is_file()), None)
+        options_of_group = {} if path is None else _options(path)
+        options_of_group.pop("name", None)
+        if path is None or not options_of_group:
+            continue
+        comment = re.match(r"# (?!@)(.*)", path.read_text())
+        title = f"{group}={choices[group]}" + (f": {comment[1]}" if comment else "")
+        lines += ["", *textwrap.wrap(title, width)]
+        for key, (value, meaning) in options_of_group.items():
+            lines += _row(f"{group}.{key}={value}", meaning, 34, width)
+    return "\n".join([*lines, "", f"The files these come from: {folders[0]}"])
+
+
+def _row(left: str, right: str, column: int, width: int) -> list[str]:
+    """Two columns; what is too long for the left one stands on a line of its own."""
+    rest = textwrap.wrap(right, width - column) or [""]
+    if len(left) + 3 > column:
+        return [f"  {left}", *(" " * column + line for line in rest)]
+    return [f"  {left}".ljust(column) + rest[0], *(" " * column + line for line in rest[1:])]
+
+
+def _options(path: Path) -> dict[str, tuple[str, str]]:
+    """Key → (value, comment) of every `key: value # comment` line of a YAML file."""
+    lines = re.findall(r"^(?: *- )?(\w+): ([^#\n]*?) *(?:# *(.*))?$", path.read_text(), re.MULTILINE)
+    return {key: (value, comment) for key, value, comment in lines}

@@ -1,0 +1,108 @@
+"""The journal: what is written is read, what is torn is dropped, what is damaged is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acdc.discovery.base import Decision
+from acdc.errors import RunError
+from acdc.files import write_atomically, write_json
+from acdc.graph import Edge
+from acdc.journal import Journal, RunState
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+DECISIONS = st.builds(
+    Decision,
+    st.builds(Edge, st.sampled_from(["input", "a0.h1", "m3"]), st.sampled_from(["logits", "a5.h1<q>"])),
+    FINITE,
+    st.booleans(),
+    FINITE,
+    st.booleans(),
+)
+
+
+def written(folder: Path, decisions: list[Decision]) -> bytes:
+    journal = Journal(folder)
+    for decision in decisions:
+        journal.decided(decision, 0)
+    journal.close()
+    return journal.path.read_bytes()
+
+
+@given(st.lists(DECISIONS, max_size=5), st.data())
+def test_whatever_whole_lines_are_left_are_read(
+    tmp_path_factory: pytest.TempPathFactory, decisions: list[Decision], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    content = written(folder, decisions)
+    cut = data.draw(st.integers(0, len(content)))
+    (folder / "decisions.jsonl").write_bytes(content[:cut])
+    journal = Journal(folder)
+    whole = content[:cut].count(b"\n")
+    assert journal.read() == decisions[:whole]
+    for decision in decisions[whole:]:  # goes on where it was cut
+        journal.decided(decision, 0)
+    journal.close()
+    assert journal.path.read_bytes() == content
+
+
+def test_a_line_holds_what_is_promised(tmp_path: Path) -> None:
+    content = written(tmp_path, [Decision(Edge("a0.h1", "m3"), 0.25, True, -1.5)])
+    expected = {"sender": "a0.h1", "receiver": "m3", "effect": 0.25, "kept": True, "metric": -1.5}
+    assert json.loads(content) == expected
+
+
+@pytest.mark.parametrize(("effect", "metric"), [(math.nan, 0.0), (math.inf, 0.0), (0.0, -math.inf)])
+def test_what_is_no_number_is_refused(effect: float, metric: float, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with pytest.raises(RunError, match=r"a0\.h1->m3.*dtype"):
+        journal.decided(Decision(Edge("a0.h1", "m3"), effect, True, metric), 0)
+    journal.close()
+    assert journal.path.read_bytes() == b""
+
+
+def test_one_journal_a_folder(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    with pytest.raises(RunError, match="another process"):
+        Journal(tmp_path)
+    first.close()
+    Journal(tmp_path).close()
+
+
+def test_the_state_is_kept(tmp_path: Path) -> None:
+    assert RunState(tmp_path).values == {"finished": False, "seconds": 0.0, "wandb_id": None}
+    assert not list(tmp_path.iterdir())
+    RunState(tmp_path).update(seconds=2.5, wandb_id="abc")
+    RunState(tmp_path).update(finished=True)
+    assert RunState(tmp_path).values == {"finished": True, "seconds": 2.5, "wandb_id": "abc"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
+def test_damaged_state(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        RunState(tmp_path)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"τ": 1.5})
+    assert json.loads(path.read_text()) == {"τ": 1.5}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"τ": math.nan})
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert json.loads(path.read_text()) == {"τ": 1.5}
+    assert list(tmp_path.iterdir()) == [path]

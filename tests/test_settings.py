@@ -1,0 +1,149 @@
+"""conf/ says what the dataclasses say, and values of the wrong type are refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from acdc import discovery, tasks
+from acdc.ablation import ABLATIONS, AblationSettings
+from acdc.cli import CONF
+from acdc.errors import ConfigError
+from acdc.jobs import JOBS, JobSettings, MetricSettings, RunSettings
+from acdc.metrics import METRICS
+from acdc.model.load import ModelSettings
+from acdc.settings import from_mapping
+from acdc.tracking import TrackerSettings
+
+OPTIONS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
+
+
+def dataclass_of(group: str, name: str | None) -> Any:
+    fixed = {
+        "model": ModelSettings,
+        "ablation": AblationSettings,
+        "tracker": TrackerSettings,
+        "metric": MetricSettings,
+        "job": JobSettings,
+    }
+    if group in fixed:
+        return fixed[group]
+    return {"task": tasks, "method": discovery}[group].load(name).Settings
+
+
+def defaults(cls: Any) -> dict[str, Any]:
+    return {
+        f.name: f.default_factory() if f.default_factory is not MISSING else None if f.default is MISSING else f.default
+        for f in fields(cls)
+    }
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_a_file_repeats_the_defaults(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    values.pop("defaults", None)  # a task that brings its own model
+    expected = defaults(dataclass_of(path.parent.name, values["name"])) | {"name": values["name"]}
+    if path.parent.name == "model" and path.stem.startswith("tracr"):
+        expected["split_embedding"] = True  # compiled models have tokens and positions apart
+    assert list(values) == list(expected)
+    assert values == expected
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_has_its_comment(path: Path) -> None:
+    first, rest = path.read_text().split("\n", 1)
+    assert re.match(r"# \S", first), "the first line says what the option is"
+    for line in re.sub(r"^defaults:\n(  - .*# \S.*\n)+", "", rest).splitlines():
+        assert re.match(r"name: \S+$|\w+: \S.*# \S|# \S|$", line), line
+
+
+def test_the_files_are_all_the_choices_there_are() -> None:
+    chosen: dict[str, set[str | None]] = {}
+    for path in OPTIONS:
+        chosen.setdefault(path.parent.name, set()).add(yaml.safe_load(path.read_text())["name"])
+    assert chosen["task"] == set(tasks.names())
+    assert chosen["metric"] == {None, *METRICS}
+    assert chosen["ablation"] == set(ABLATIONS)
+    assert chosen["method"] == set(discovery.METHODS)
+    assert chosen["job"] == set(JOBS)
+    assert chosen["tracker"] == {"none", "wandb"}
+    for path in OPTIONS:  # what is typed is what is meant
+        if path.parent.name not in ("model", "metric"):
+            assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+def test_the_main_file_names_every_group() -> None:
+    composed = [key for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"] for key in entry]
+    groups = {f.name for f in fields(RunSettings)} - {"config"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"experiment"}
+    assert groups <= set(composed)
+
+
+@dataclass(frozen=True)
+class Sample:
+    number: float = 0.5
+    maybe: float | None = None
+    count: int = 1
+    switch: bool = False
+    text: str = ""
+    either: int | str = "auto"
+    words: list[str] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("number", 2, 2.0),
+        ("number", -0.5, -0.5),
+        ("maybe", None, None),
+        ("maybe", 3, 3.0),
+        ("count", 7, 7),
+        ("switch", True, True),
+        ("text", "a", "a"),
+        ("either", 3, 3),
+        ("either", "auto", "auto"),
+        ("words", ["a", "b"], ["a", "b"]),
+        ("words", [], []),
+    ],
+)
+def test_right_values(key: str, value: Any, kept: Any) -> None:
+    result = getattr(from_mapping(Sample, {key: value}, "here"), key)
+    assert (result, type(result)) == (kept, type(kept))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("number", "0.5", "a finite number"),
+        ("number", None, "a finite number"),
+        ("number", True, "a finite number"),
+        ("number", math.nan, "a finite number"),
+        ("number", -math.inf, "a finite number"),
+        ("number", 10**400, "a finite number"),
+        ("maybe", "x", "a finite number or null"),
+        ("count", 1.0, "a whole number"),
+        ("count", True, "a whole number"),
+        ("switch", 1, "true or false"),
+        ("switch", "true", "true or false"),
+        ("text", 1, "text"),
+        ("either", 1.5, "a whole number or text"),
+        ("words", "a", "a list"),
+        ("words", [1], "text"),
+    ],
+)
+def test_wrong_values(key: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_mapping(Sample, {key: value}, "here")
+    assert str(error.value).startswith(f"here.{key}")
+    assert str(error.value).endswith(f"is not allowed: give {allowed}")
+
+
+def test_unknown_keys() -> None:
+    with pytest.raises(ConfigError, match=r"^here\.nmber does not exist; here has number, maybe, count"):
+        from_mapping(Sample, {"nmber": 1}, "here")

@@ -1,0 +1,249 @@
+"""The console and Weights & Biases."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Case, as_process, make_case, read_json, read_lines
+from rich.console import Console
+
+from acdc.discovery.base import Decision
+from acdc.graph import Edge, Graph, GraphConfig
+from acdc.tracking import ConsoleTracker, TrackerSettings, Watchers, check_tracker, say
+
+GPT2 = Graph(GraphConfig(n_layers=12, n_heads=12, d_model=768))
+KEPT = Decision(Edge("m11", "logits"), 0.5, True, 3.14159)
+GONE = Decision(Edge("m10", "logits"), 0.0, False, 2.71828)
+
+
+def watch(console: Console) -> None:
+    """A run of three decisions, one of them taken over."""
+    tracker = ConsoleTracker(console, "logit_diff")
+    tracker.SECONDS_BETWEEN_LINES = 0.0
+    tracker.started(GPT2, 3.2)
+    tracker.replayed(KEPT, 32490)
+    tracker.receiver("a11.h11<q>", 32490)
+    tracker.decided(GONE, 32489)
+    tracker.decided(KEPT, 32488)
+    tracker.progress.refresh()
+    tracker.receiver("a0.h0<q>", 10)
+    tracker.finished({}, {})
+    tracker.closed(False)
+
+
+def test_a_terminal_shows_everything_in_80_columns() -> None:
+    screen = io.StringIO()
+    watch(Console(file=screen, force_terminal=True, color_system=None, width=80, legacy_windows=False))
+    text = screen.getvalue()
+    assert "…" not in text  # nothing is cut
+    assert "a11.h11<q>" in text
+    assert "3 tested 2 kept 32490 left" in text
+    assert "logit_diff 3.142" in text
+    assert "to go" in text
+
+
+def test_no_terminal_gets_plain_lines() -> None:
+    screen = io.StringIO()
+    watch(Console(file=screen, width=80))
+    assert screen.getvalue().splitlines() == [
+        "a11.h11<q>: 1 tested, 1 kept, 32491 left, logit_diff 3.142",
+        "a0.h0<q>: 3 tested, 2 kept, 12 left, logit_diff 3.142",
+    ]
+
+
+def test_a_quiet_console_gets_nothing() -> None:
+    screen = io.StringIO()
+    watch(Console(file=screen, force_terminal=True, quiet=True))
+    assert screen.getvalue() == ""
+
+
+def test_lines_are_said_as_they_are() -> None:
+    screen = io.StringIO()
+    say(Console(file=screen, width=20), "a path [red]that/is/longer/than[/red] the screen :smile:")
+    assert screen.getvalue() == "a path [red]that/is/longer/than[/red] the screen :smile:\n"
+
+
+def test_watchers_tell_everyone() -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Listener:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getattr__(self, event: str) -> Any:
+            return lambda *_: heard.append((self.name, event))
+
+    watchers = Watchers(Listener("a"), Listener("b"))  # type: ignore[arg-type]
+    watchers.started(GPT2, 0.0)
+    watchers.receiver("logits", 1)
+    watchers.decided(KEPT, 1)
+    watchers.replayed(KEPT, 1)
+    events = ("started", "receiver", "decided", "replayed")
+    assert heard == [(name, event) for event in events for name in ("a", "b")]
+
+
+# Weights & Biases.
+
+
+def test_wandb_is_imported_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    program = (
+        "import sys; from acdc.cli import run; code = run(sys.argv[1:]); "
+        "print('wandb' in sys.modules, 'torch' in sys.modules, code)"
+    )
+    command = [sys.executable, "-c", program, *case.arguments(), "hydra.run.dir=out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "False True 0", done.stderr
+    # A finished run is looked at without torch.
+    command = [sys.executable, "-c", program, "resume=out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "False False 0", done.stderr
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a W&B run file: LevelDB's log format behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, part = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # what is left of a block is too short for a record
+            at += 32768 - at % 32768
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # full, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            yield record
+            part = b""
+
+
+def read_back(path: Path) -> dict[str, Any]:
+    """What a run file says: id, config, points, summary, the artifact and how it ended."""
+    said: dict[str, Any] = {"points": [], "summary": {}}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            said |= {"id": run.run_id, "project": run.project, "group": run.run_group, "tags": list(run.tags)}
+            said["config"] = {item.key: json.loads(item.value_json) for item in run.config.update}
+        elif kind == "history":
+            items = record.history.item
+            said["points"].append(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+            )
+        elif kind == "summary":
+            for item in record.summary.update:
+                said["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        elif kind == "artifact":
+            contents = record.artifact.manifest.contents
+            said["artifact"] = (record.artifact.type, {entry.path: entry.local_path for entry in contents})
+        elif kind == "exit":
+            said["exit"] = record.exit.exit_code
+    return said
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A run tracked offline that is stopped behind 20 decisions and gone on with: its folder and both run files."""
+    home = tmp_path_factory.mktemp("tracked")
+    case: Case = make_case(home)
+    options = {"tracker": "wandb", "tracker__mode": "offline", "tracker__project": "mine", "tracker__group": "g"}
+    arguments = case.arguments(**options, tracker__tags="[a,b]")
+    stop = (
+        "import sys; from acdc import journal; from acdc.cli import run\n"
+        "write, made = journal.Journal.decided, []\n"
+        "def decided(self, decision, remaining):\n"
+        "    if len(made) == 20: raise KeyboardInterrupt\n"
+        "    made.append(decision); write(self, decision, remaining)\n"
+        "journal.Journal.decided = decided\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    folder = home / "out"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    command = [sys.executable, "-c", stop, *arguments, "hydra.run.dir=out"]
+    assert subprocess.run(command, cwd=home, env=env, capture_output=True, timeout=120).returncode == 130
+    (first,) = folder.glob("wandb/offline-run-*/*.wandb")
+    done = as_process("resume=out", cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    (second,) = set(folder.glob("wandb/offline-run-*/*.wandb")) - {first}
+    assert not (home / "wandb").exists()
+    return folder, read_back(first), read_back(second)
+
+
+def test_wandb_gets_configuration_and_points(tracked: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, first, second = tracked
+    for said in (first, second):
+        assert (said["project"], said["group"], said["tags"]) == ("mine", "g", ["a", "b"])
+        assert said["config"]["method"]["threshold"] == 0.02
+        assert said["config"]["task"]["name"] == "pairs"
+    decisions = read_lines(folder / "decisions.jsonl")
+    points = [point for point in first["points"] + second["points"] if "metric" in point]
+    assert [point["_step"] for point in points] == [point["tested"] for point in points]
+    assert [point["tested"] for point in points] == list(range(1, len(decisions) + 1))  # none twice, none missing
+    assert [point["metric"] for point in points] == [line["metric"] for line in decisions]
+    kept = [sum(line["kept"] for line in decisions[: i + 1]) for i in range(len(decisions))]
+    assert [point["kept"] for point in points] == kept
+    assert points[-1]["left"] == kept[-1]
+
+
+def test_wandb_run_goes_on_under_its_id(tracked: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, first, second = tracked
+    assert first["id"] == second["id"] == read_json(folder / "run.json")["wandb_id"]
+    assert (first["exit"], second["exit"]) == (1, 0)
+    assert len(first["points"]) == 20
+
+
+def test_wandb_gets_summary_picture_and_artifact(tracked: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, _, said = tracked
+    metrics = read_json(folder / "metrics.json")
+    for key in ("clean", "corrupted", "circuit", "recovery", "kl", "edges_kept", "decisions"):
+        assert said["summary"][key] == pytest.approx(metrics[key])
+    assert said["summary"]["metric_name"] == "logit_diff"
+    assert said["summary"]["picture._type"] == "image-file"
+    (media,) = folder.glob("wandb/offline-run-*/files/" + said["summary"]["picture.path"])
+    assert media.read_bytes() == (folder / "circuit.png").read_bytes()
+    kind, files = said["artifact"]
+    assert kind == "circuit"
+    assert files.keys() >= {"circuit.json", "circuit.mib.json", "circuit.graphml", "metrics.json", "report.html"}
+    assert files["circuit.json"] == str(folder / "circuit.json")
+
+
+def test_wandb_online_without_an_account_is_refused_at_once(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "data")
+    here = tmp_path / "here"
+    here.mkdir()
+    env = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = as_process(*case.arguments(tracker="wandb"), cwd=here, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("acdc: tracker=wandb cannot reach W&B")
+    assert done.stderr.endswith("or give tracker.mode=offline\n")
+    assert done.stderr.count("\n") == 1
+    assert not list(here.iterdir())
+
+
+@pytest.mark.slow
+def test_wandb_without_a_network_does_not_hang(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "data")
+    here = tmp_path / "here"
+    here.mkdir()
+    env = {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    done = as_process(*case.arguments(tracker="wandb"), cwd=here, env=env)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("settings", [TrackerSettings(), TrackerSettings("wandb", "offline"), TrackerSettings("none")])
+def test_nothing_is_reached_where_nothing_need_be(settings: TrackerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acdc.tracking._reach_wandb", lambda: pytest.fail("W&B was looked for"))
+    check_tracker(settings)
