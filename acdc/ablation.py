@@ -2,16 +2,21 @@
 
 `Values` holds one run's sender outputs; heads are kept in their own `d_head` space (z), which is linear in what they
 write and much smaller. Ablated values have the same form.
+
+`mean` and `noise` compare pairs position by position. Which positions correspond is said by their index where all
+prompts are equally long, and by the task's labels where they are not (`corresponding_positions`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acdc.errors import ConfigError
+from acdc.tasks.base import TokenizedPair
 
 ABLATIONS = ("corrupted", "zero", "mean", "noise")
 
@@ -25,7 +30,7 @@ class AblationSettings:
     name: `corrupted`, the sender's output on the corrupted prompt; `zero`, nothing (attention output biases stay, as
         in the original ACDC); `mean`, the mean of the corrupted runs over the pairs, per position; `noise`, Gaussian
         around the clean value.
-    scale: for noise, in standard deviations of that sender over the pairs, per position and dimension.
+    scale: for noise, in standard deviations of that sender's clean output over the pairs, per position and dimension.
     draws: for noise, how many draws the metric is averaged over.
     seed: for noise.
     """
@@ -65,40 +70,120 @@ class Values:
         return Values(self.inputs.to(device, dtype), self.heads.to(device, dtype), self.mlps.to(device, dtype))
 
 
-def ablated_values(settings: AblationSettings, clean: Values, corrupted: Values, lengths: Tensor) -> Values:
+def ablated_values(
+    settings: AblationSettings,
+    clean: Values,
+    corrupted: Values,
+    lengths: Tensor,
+    pairs: Sequence[TokenizedPair] = (),
+) -> Values:
     """What every sender's removed edges carry, with the shapes of `Values`.
+
+    `mean` is the mean over the pairs of the mean over a pair's corrupted runs; `noise` the clean value plus Gaussian
+    noise of `scale` standard deviations of the clean runs over the pairs (n in the denominator); both at each position
+    and dimension.
 
     Parameters
     ----------
-    lengths: tokens of each pair, `pair`.
+    lengths: tokens of each row, `row`.
+    pairs: the pair of each row; its labels say which positions of prompts of different lengths correspond, and each of
+        its rows has an equal share of its weight. Without them all rows weigh the same.
 
     Raises
     ------
-    ConfigError: `mean` or `noise` with pairs of different lengths, whose positions do not correspond.
+    ConfigError: `mean` or `noise` with pairs of different lengths whose positions do not correspond.
     """
     if settings.name == "corrupted":
         return corrupted
     if settings.name == "zero":
         return Values(*(torch.zeros_like(t) for t in (clean.inputs, clean.heads, clean.mlps)))
-    if bool((lengths != lengths[0]).any()):
-        raise ConfigError(
-            f"ablation={settings.name} averages over pairs position by position, but the prompts have"
-            f" {int(lengths.min())} to {int(lengths.max())} tokens: choose ablation=corrupted or zero"
-        )
+    if bool((lengths == lengths[0]).all()):
+        places = torch.arange(clean.inputs.shape[-2]).expand(len(lengths), -1)
+    else:
+        places = corresponding_positions(settings.name, lengths, pairs)
+    weights = torch.tensor([1 / len(pair.corrupted) for pair in pairs] or [1.0] * len(lengths), dtype=torch.float64)
+    mean = _Mean.over(places.to(lengths.device), weights.to(lengths.device), clean.inputs.dtype)
     if settings.name == "mean":
-        return Values(*(_mean(t) for t in (corrupted.inputs, corrupted.heads, corrupted.mlps)))
+        return Values(*(mean(t) for t in (corrupted.inputs, corrupted.heads, corrupted.mlps)))
     # Drawn on the CPU in float64, so that the same seed gives the same noise on every device.
     generator = torch.Generator().manual_seed(settings.seed)
 
     def noisy(value: Tensor) -> Tensor:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device, value.dtype)
-        return value + settings.scale * noise * value.std(_PAIR, correction=0, keepdim=True)
+        return value + settings.scale * noise * mean((value - mean(value)).square()).sqrt()
 
     return Values(*(noisy(t) for t in (clean.inputs, clean.heads, clean.mlps)))
 
 
-_PAIR = -3
+def corresponding_positions(name: str, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Tensor:
+    """Which positions of prompts of different lengths correspond, by the labels of the pairs: `row pos`.
+
+    Positions with the same number correspond; −1 is behind the end of a prompt. A labelled token is known by its label
+    and its place in the label's span. A token between labels is known by its distance from the label before it, one
+    before the first label by its distance from the start. Where labels overlap, the one named first counts.
+
+    Raises
+    ------
+    ConfigError: no labels, or a position that no other pair has.
+    """
+    problem = (
+        f"ablation={name} averages over pairs position by position, but the prompts have {int(lengths.min())} to"
+        f" {int(lengths.max())} tokens and "
+    )
+    advice = "choose ablation=corrupted or zero, or pairs of one length"
+    unlabelled = [pair.where for pair in pairs if not pair.labels]
+    if unlabelled or not pairs:
+        where = f" ({unlabelled[0]} has none)" if unlabelled else ""
+        raise ConfigError(f"{problem}no labels say which of them correspond{where}: give labels, or {advice}")
+    by_row = [_names_of_positions(pair) for pair in pairs]
+    owners: dict[tuple[str, int], set[int]] = {}
+    for pair, names in zip(pairs, by_row, strict=True):
+        for place in names:
+            owners.setdefault(place, set()).add(id(pair))
+    for pair, names in zip(pairs, by_row, strict=True):
+        for position, (label, distance) in enumerate(names):
+            if len(owners[label, distance]) < 2:
+                which = f"{distance} behind the start of {label!r}" if label else "before the first label"
+                raise ConfigError(
+                    f"{problem}position {position} of {pair.where} ({which}) has no counterpart in another pair: give"
+                    f" more pairs or labels, or {advice}"
+                )
+    index = {place: i for i, place in enumerate(owners)}
+    width = int(lengths.max())
+    return torch.tensor([[*(index[p] for p in names), *[-1] * (width - len(names))] for names in by_row])
 
 
-def _mean(value: Tensor) -> Tensor:
-    return value.mean(_PAIR, keepdim=True).expand_as(value).contiguous()
+def _names_of_positions(pair: TokenizedPair) -> list[tuple[str, int]]:
+    """For each position the label that holds it or came last, and the distance from that label's start."""
+    names: list[tuple[str, int]] = []
+    label, start = "", 0
+    for position in range(len(pair.clean)):
+        for name, (first, stop) in pair.labels.items():
+            if first <= position < stop:
+                label, start = name, first
+                break
+        names.append((label, position - start))
+    return names
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean over rows at corresponding positions, given back to each of them.
+
+    `average`: `place (row pos)`, each place's weights summing to 1. `places`: `(row pos)`, 0 behind a prompt's end.
+    A product of matrices, so that the same device always gives the same sums.
+    """
+
+    average: Tensor
+    places: Tensor
+
+    @classmethod
+    def over(cls, places: Tensor, weights: Tensor, dtype: torch.dtype) -> _Mean:
+        flat = places.flatten()
+        chosen = flat == torch.arange(int(flat.max()) + 1, device=flat.device)[:, None]
+        average = chosen * weights.repeat_interleave(places.shape[1])
+        return cls((average / average.sum(1, keepdim=True)).to(dtype), flat.clamp_min(0))
+
+    def __call__(self, value: Tensor) -> Tensor:
+        means = self.average @ value.flatten(-3, -2)
+        return means[..., self.places, :].unflatten(-2, value.shape[-3:-1])

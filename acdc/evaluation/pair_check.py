@@ -1,44 +1,353 @@
-"""Do the pairs suit the model? An intervention says no more than its pairs do."""
+"""Do the pairs suit the model? An intervention says no more than its pairs do.
+
+`check_pairs` looks at every pair (how many tokens differ and where, how frequent they are, whether it repeats another)
+and at what the model makes of it (what it prefers on each prompt and how sure it is), with one run on the clean and one
+on the corrupted prompts. The `PairCheck` says what speaks against the pairs; `pair_filter` keeps the good ones and
+`acdc.report.pairs` shows them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import Any
 
-import torch
-
+from acdc.evaluation.frequency import Frequencies
+from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
+from acdc.tasks.base import TokenizedPair, Tokenizer
 
 
-def check_pairs(experiment: Experiment) -> list[str]:
-    """What speaks against the pairs, one line each; empty if nothing does.
+@dataclass(frozen=True)
+class Limits:
+    """From where on pairs are called unsuitable.
 
-    Looks for pairs whose two prompts are the same, for pairs that occur twice, and for a model that does not prefer the
-    answers to the wrong answers on the clean prompts, or prefers them as much on the corrupted ones.
+    Attributes
+    ----------
+    accuracy: least share of pairs in which the model prefers the answer.
+    left: largest share of the clean preference that a corrupted run may leave and still count as `weaker`.
+    unchanged: largest share of corrupted prompts that may leave more than that.
+    rank_factor: how many times rarer the tokens of one side may be, in the geometric mean.
+    margin, differing: what the filters `confident` and `minimal` ask for (`pair_filter`) unless told otherwise.
     """
-    problems = []
-    pairs = experiment.pairs
-    same = [pair.where for pair in pairs if pair.clean in pair.corrupted]
-    if same:
-        problems.append(f"{_count(same, pairs)} have the same clean and corrupted prompt (first: {same[0]})")
-    seen = Counter((pair.clean, pair.corrupted) for pair in pairs)
-    if twice := sum(n - 1 for n in seen.values()):
-        problems.append(f"{twice} of {len(pairs)} pairs repeat another")
-    readouts = experiment.readouts
-    if bool((readouts.answers >= 0).any(-1).all() & (readouts.wrong_answers >= 0).any(-1).all()):
-        from acdc.metrics import make_metric
 
-        preference = make_metric("logit_diff", readouts, experiment.clean_logits)
-        assert preference.columns is not None
-        with torch.no_grad():
-            clean = preference.values(experiment.clean_logits[:, preference.columns])
-        right = (clean > 0).double().mean().item()
-        if right < 0.8:
-            problems.append(
-                f"the model prefers the answer to the wrong answer in only {right:.0%} of the clean prompts, so a circuit"
-                " for the answer may not exist"
+    accuracy: float = 0.8
+    left: float = 0.5
+    unchanged: float = 0.5
+    rank_factor: float = 10.0
+    margin: float = 0.1
+    differing: int = 1
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One token that differs. `label`: of its position, or "". Ranks: 1 is the most frequent token, None unknown."""
+
+    position: int
+    label: str
+    clean: int
+    corrupted: int
+    clean_rank: int | None
+    corrupted_rank: int | None
+
+    @property
+    def rank_ratio(self) -> float | None:
+        """The corrupted token's rank over the clean one's: above 1, the corrupted token is rarer."""
+        return self.corrupted_rank / self.clean_rank if self.clean_rank and self.corrupted_rank else None
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """A pair with one of its corrupted partners.
+
+    Attributes
+    ----------
+    pair, partner: indices. where: the pair's name in messages.
+    swaps: the tokens that differ, in order.
+    shift: by how many tokens a stretch of the corrupted prompt is moved against the clean one; 0 where it is not.
+    reads_before: the metric reads only before the first difference, where a causal model cannot differ.
+    repeats: an earlier pair with the same prompts. same_clean: an earlier pair with the same clean prompt.
+    has_answers: whether the pair has answers; otherwise the model's own top token on the clean prompt stands for them.
+    outcome: the corrupted run's preference against the clean one's: `opposite` (the other is preferred), `weaker` (at
+        most the share `Limits.left` is left), `same`, or `none` for a model with one output.
+    kl: KL(clean ‖ corrupted) in nats. l2: mean squared difference of the logits.
+    """
+
+    pair: int
+    partner: int
+    where: str
+    n_tokens: int
+    swaps: tuple[Swap, ...]
+    shift: int
+    reads_before: bool
+    repeats: int | None
+    same_clean: int | None
+    has_answers: bool
+    clean: Preference
+    corrupted: Preference
+    outcome: str
+    kl: float
+    l2: float
+
+    @property
+    def equal_share(self) -> float:
+        """The share of positions at which both prompts have the same token."""
+        return 1 - len(self.swaps) / self.n_tokens
+
+    @property
+    def first_difference(self) -> int | None:
+        return self.swaps[0].position if self.swaps else None
+
+    @property
+    def prefers_answer(self) -> bool:
+        return self.clean.value > 0
+
+    @property
+    def left(self) -> float:
+        """The share of the clean preference that is left in the corrupted run; negative where it is reversed."""
+        return self.corrupted.value / self.clean.value if self.clean.value else math.nan
+
+
+@dataclass(frozen=True)
+class PairCheck:
+    """The records of all pairs, and what they say together."""
+
+    task: str
+    model: str
+    measure: str
+    ablation: str
+    pairs: tuple[TokenizedPair, ...]
+    records: tuple[PairRecord, ...]
+    tokenizer: Tokenizer = field(repr=False)
+    frequencies: Frequencies | None = field(repr=False)
+    limits: Limits = field(default_factory=Limits)
+
+    @cached_property
+    def by_pair(self) -> list[list[PairRecord]]:
+        """The records of each pair, one a partner."""
+        groups: list[list[PairRecord]] = [[] for _ in self.pairs]
+        for record in self.records:
+            groups[record.pair].append(record)
+        return groups
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether the model has more than one output, so that it can prefer one."""
+        return self.records[0].outcome != "none"
+
+    @property
+    def has_answers(self) -> bool:
+        return all(record.has_answers for record in self.records)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of pairs in which the model prefers the answer on the clean prompt."""
+        return fmean(records[0].prefers_answer for records in self.by_pair)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many corrupted prompts have each outcome."""
+        return Counter(record.outcome for record in self.records)
+
+    @property
+    def swaps(self) -> list[Swap]:
+        return [swap for record in self.records for swap in record.swaps]
+
+    @property
+    def rank_factor(self) -> float | None:
+        """How many times rarer the corrupted tokens are, in the geometric mean; None where no rank is known."""
+        ratios = [swap.rank_ratio for swap in self.swaps if swap.rank_ratio is not None]
+        return math.exp(fmean(map(math.log, ratios))) if ratios else None
+
+    def places(self) -> Counter[str]:
+        """Label (or index, where there is no label) → how many pairs differ there."""
+        sets = [{s.label or str(s.position) for r in records for s in r.swaps} for records in self.by_pair]
+        return Counter(place for places in sets for place in sorted(places))
+
+    def problems(self) -> list[str]:
+        """What speaks against the pairs, one line each; empty if nothing does."""
+        return list(_problems(self))
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """One flat row a pair and partner, for `pairs.csv`; None where a value is missing."""
+        return [_row(self, record) for record in self.records]
+
+
+def check_pairs(
+    experiment: Experiment, limits: Limits | None = None, frequencies: Frequencies | None = None
+) -> PairCheck:
+    """Look at every pair, and at what the model makes of it.
+
+    Parameters
+    ----------
+    frequencies: how frequent tokens are; None takes the order of the tokenizer's vocabulary, where it says so.
+    """
+    limits = limits or Limits()
+    model, pairs = experiment.model, experiment.pairs
+    frequencies = frequencies or Frequencies.of_tokenizer(model.tokenizer)
+    first_of: dict[Any, int] = {}
+    records = []
+    runs = iter(preferences(experiment))
+    for i, pair in enumerate(pairs):
+        same_clean = first_of.setdefault(pair.clean, i)
+        same = first_of.setdefault((pair.clean, tuple(sorted(pair.corrupted))), i)
+        for j, corrupted in enumerate(pair.corrupted):
+            result = next(runs)
+            swaps = _swaps(pair, corrupted, frequencies)
+            records.append(
+                PairRecord(
+                    pair=i,
+                    partner=j,
+                    where=pair.where,
+                    n_tokens=len(pair.clean),
+                    swaps=swaps,
+                    shift=_shift(pair.clean, corrupted),
+                    reads_before=bool(swaps) and model.causal and max(pair.positions) < swaps[0].position,
+                    repeats=same if same < i else None,
+                    same_clean=same_clean if same_clean < i else None,
+                    has_answers=all(pair.answers),
+                    clean=result.clean,
+                    corrupted=result.corrupted,
+                    outcome=_outcome(result.clean.value, result.corrupted.value, limits.left),
+                    kl=result.kl,
+                    l2=result.l2,
+                )
             )
-    return problems
+    return PairCheck(
+        task=experiment.task.name,
+        model=model.name,
+        measure="prob_diff" if experiment.metric_name == "prob_diff" else "logit_diff",
+        ablation=experiment.ablation.name,
+        pairs=pairs,
+        records=tuple(records),
+        tokenizer=Tokenizer(model.tokenizer, model.vocabulary_size),
+        frequencies=frequencies,
+        limits=limits,
+    )
 
 
-def _count(some: list[str], pairs: tuple) -> str:  # type: ignore[type-arg]
-    return f"{len(some)} of {len(pairs)} pairs"
+def _outcome(clean: float, corrupted: float, left: float) -> str:
+    if math.isnan(clean):
+        return "none"
+    share = corrupted / clean if clean else math.inf
+    return "opposite" if share < -1e-6 else "weaker" if share <= left else "same"  # −1e-6: rounding around 0
+
+
+def _swaps(pair: TokenizedPair, corrupted: Sequence[int], frequencies: Frequencies | None) -> tuple[Swap, ...]:
+    def rank(token: int) -> int | None:
+        return frequencies.rank(token) if frequencies else None
+
+    return tuple(
+        Swap(position, _label(pair, position), a, b, rank(a), rank(b))
+        for position, (a, b) in enumerate(zip(pair.clean, corrupted, strict=True))
+        if a != b
+    )
+
+
+def _label(pair: TokenizedPair, position: int) -> str:
+    return next((name for name, (start, stop) in pair.labels.items() if start <= position < stop), "")
+
+
+def _shift(clean: Sequence[int], corrupted: Sequence[int]) -> int:
+    """By how much a stretch is moved: three quarters of it are the same, but a token or two further on (− is back).
+
+    Looks from the first to the last difference, in stretches of at least five tokens, so that a few words in another
+    order do not count.
+    """
+    at = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
+    if not at or at[-1] - at[0] < 4:
+        return 0
+    a, b = clean[at[0] : at[-1] + 1], corrupted[at[0] : at[-1] + 1]
+
+    def same(by: int) -> float:
+        shifted = list(zip(a[max(0, -by) :], b[max(0, by) :], strict=False))
+        return sum(x == y for x, y in shifted) / len(shifted)
+
+    best = max((1, -1, 2, -2), key=same)
+    return best if same(best) >= 0.75 and same(best) > same(0) else 0
+
+
+def _problems(check: PairCheck) -> Iterator[str]:
+    n = len(check.pairs)
+
+    def count(pairs: list[PairRecord]) -> str:
+        return f"{len({record.pair for record in pairs})} of {n} pairs"
+
+    records, limits = check.records, check.limits
+    if same := [r for r in records if not r.swaps]:
+        yield f"{count(same)} have the same clean and corrupted prompt (first: {same[0].where})"
+    if again := [r for r in records if r.repeats is not None]:
+        yield f"{count(again)} repeat an earlier one (first: {again[0].where})"
+    if shifted := [r for r in records if r.shift]:
+        yield (
+            f"in {count(shifted)} part of the corrupted prompt is shifted against the clean one, so positions do not"
+            f" correspond (first: {shifted[0].where})"
+        )
+    if before := [r for r in records if r.reads_before]:
+        yield (
+            f"in {count(before)} the metric reads before the first difference, where the two runs are the same"
+            f" (first: {before[0].where})"
+        )
+    if check.has_choice and check.has_answers and check.accuracy < limits.accuracy:
+        yield (
+            f"the model prefers the answer to the wrong answer in only {check.accuracy:.0%} of the clean prompts, so a"
+            " circuit for the answer may not exist"
+        )
+    different = [r for r in records if r.swaps and not r.reads_before]
+    kept = [r for r in different if r.outcome == "same"]
+    if different and len(kept) > limits.unchanged * len(different):
+        yield (
+            f"{len(kept)} of {len(different)} corrupted prompts leave more than {limits.left:.0%} of the model's"
+            " preference, so they take little of the behaviour away: try another task.corruption"
+        )
+    factor = check.rank_factor
+    if factor is not None and max(factor, 1 / factor) > limits.rank_factor:
+        side = "corrupted" if factor > 1 else "clean"
+        assert check.frequencies is not None
+        yield (
+            f"the {side} prompts' tokens are {max(factor, 1 / factor):.0f} times rarer than those they are swapped with"
+            f" (by {check.frequencies.source}), so frequency is patched along with meaning"
+        )
+    prompts = {"noise": {p.clean for p in check.pairs}, "mean": {c for p in check.pairs for c in p.corrupted}}
+    if len(prompts.get(check.ablation, ())) == 1:
+        side, effect = (
+            ("clean", "changes nothing") if check.ablation == "noise" else ("corrupted", "is ablation=corrupted")
+        )
+        yield f"all {side} prompts are the same, so ablation={check.ablation} {effect}: give more pairs"
+
+
+def _row(check: PairCheck, record: PairRecord) -> dict[str, Any]:
+    pair, swaps = check.pairs[record.pair], record.swaps
+    decode = check.tokenizer.decode
+    row: dict[str, Any] = {
+        "pair": record.pair,
+        "partner": record.partner,
+        "where": record.where,
+        "clean": decode(pair.clean),
+        "corrupted": decode(pair.corrupted[record.partner]),
+        "tokens": record.n_tokens,
+        "differing": len(swaps),
+        "equal_share": record.equal_share,
+        "first_difference": record.first_difference,
+        "positions": " ".join(str(s.position) for s in swaps),
+        "labels": " ".join(s.label or "-" for s in swaps),
+        "clean_tokens": "|".join(decode([s.clean]) for s in swaps),
+        "corrupted_tokens": "|".join(decode([s.corrupted]) for s in swaps),
+        "clean_ranks": " ".join(str(s.clean_rank or "-") for s in swaps),
+        "corrupted_ranks": " ".join(str(s.corrupted_rank or "-") for s in swaps),
+        "shift": record.shift,
+        "repeats": record.repeats,
+        "same_clean": record.same_clean,
+        "outcome": record.outcome,
+        "left": record.left,
+        f"{check.measure}_clean": record.clean.value,
+        f"{check.measure}_corrupted": record.corrupted.value,
+    }
+    for name in ("p_answers", "p_wrong", "margin", "accuracy"):
+        row |= {f"{name}_{side}": getattr(getattr(record, side), name) for side in ("clean", "corrupted")}
+    row |= {"kl": record.kl, "l2": record.l2}
+    return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}

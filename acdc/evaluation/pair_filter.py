@@ -1,0 +1,124 @@
+"""Keep the pairs that suit the model: `task.filter=[correct,minimal:2]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from acdc.errors import ConfigError, TaskError
+from acdc.evaluation.pair_check import PairCheck, PairRecord
+
+# What a filter keeps, and which of the `Limits` its number stands for.
+FILTERS = {
+    "correct": ("the model prefers the answer on the clean prompt", ""),
+    "flips": ("the corrupted prompt reverses the preference", ""),
+    "weakened": ("the corrupted prompt reverses the preference or leaves at most this share of it", "left"),
+    "confident": (
+        "on the clean prompt the answers are more probable than the wrong answers by at least this",
+        "margin",
+    ),
+    "minimal": ("at least one token differs, and at most so many", "differing"),
+    "unique": ("no repetition of an earlier pair, and two different prompts", ""),
+}
+MARGINS = (0.05, 0.1, 0.25, 0.5)
+_NEEDS_ANSWERS = ("correct",)
+_NEEDS_CHOICE = ("correct", "flips", "weakened", "confident")
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What filters leave: `indices` of the pairs, and how many fell out at each filter, in turn."""
+
+    indices: list[int]
+    dropped: dict[str, int]
+
+    def note(self) -> str:
+        """One line for the user."""
+        n = len(self.indices) + sum(self.dropped.values())
+        return f"task.filter keeps {len(self.indices)} of {n} pairs; fell out: {_counts(self.dropped)}"
+
+
+def apply_filter(names: Sequence[str], check: PairCheck) -> Filtered:
+    """The pairs that pass the filters, in turn; a pair with several corrupted partners has to pass with each.
+
+    Parameters
+    ----------
+    names: of `FILTERS`; those with a limit can be given it: `confident:0.25`, `minimal:3`, `weakened:0.2`.
+
+    Raises
+    ------
+    ConfigError: no such filter, or one that these pairs or this model cannot answer. TaskError: no pair is left.
+    """
+    left, dropped = set(range(len(check.pairs))), {}
+    tests = [(str(name), *_parse(str(name), check)) for name in names]
+    for text, name, limit in tests:
+        passing = left & set(_passing(name, limit, check))
+        dropped[text] = len(left) - len(passing)
+        left = passing
+    if not left:
+        raise TaskError(
+            f"task.filter leaves none of the {len(check.pairs)} pairs (fell out: {_counts(dropped)}): give fewer or"
+            " milder filters, a larger task.size, or a model that knows the task"
+        )
+    return Filtered(sorted(left), dropped)
+
+
+def limits_table(check: PairCheck) -> list[tuple[str, int]]:
+    """Filter, as `task.filter` takes it → how many pairs it would leave by itself."""
+    most = sorted({max(len(r.swaps) for r in records) for records in check.by_pair} - {0})
+    limits: dict[str, Sequence[float]] = {"weakened": [check.limits.left], "confident": MARGINS, "minimal": most[:5]}
+    rows = []
+    for name in FILTERS:
+        if (check.has_choice or name not in _NEEDS_CHOICE) and (check.has_answers or name not in _NEEDS_ANSWERS):
+            for limit in limits.get(name, [math.nan]):
+                text = name if math.isnan(limit) else f"{name}:{limit:g}"
+                rows.append((text, len(_passing(name, limit, check))))
+    return rows
+
+
+def _parse(text: str, check: PairCheck) -> tuple[str, float]:
+    """A filter's name and its limit."""
+    name, colon, number = text.partition(":")
+    if name not in FILTERS:
+        raise ConfigError(f"task.filter={text} is not known: choose of {', '.join(FILTERS)}")
+    if name in _NEEDS_CHOICE and not check.has_choice:
+        raise ConfigError(f"task.filter={text}: {check.model} has one output, so it prefers nothing; leave {name} out")
+    if name in _NEEDS_ANSWERS and not check.has_answers:
+        raise ConfigError(f"task.filter={text} needs answers in every pair: give them, or leave {name} out")
+    attribute = FILTERS[name][1]
+    if not colon:
+        return name, float(getattr(check.limits, attribute)) if attribute else math.nan
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if not attribute:
+        raise ConfigError(f"task.filter={text} is not allowed: {name} takes no number")
+    if not math.isfinite(limit):
+        raise ConfigError(f"task.filter={text} is not allowed: give a number, such as confident:0.25 or minimal:3")
+    return name, limit
+
+
+def _passing(name: str, limit: float, check: PairCheck) -> list[int]:
+    return [i for i, records in enumerate(check.by_pair) if all(_passes(name, limit, record) for record in records)]
+
+
+def _passes(name: str, limit: float, record: PairRecord) -> bool:
+    match name:
+        case "correct":
+            return record.prefers_answer
+        case "flips":
+            return record.outcome == "opposite"
+        case "weakened":
+            return record.left <= limit
+        case "confident":
+            return record.clean.margin >= limit
+        case "minimal":
+            return 1 <= len(record.swaps) <= limit
+        case _:
+            return record.repeats is None and bool(record.swaps)
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in dropped.items()) or "none"
