@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc.errors import ConfigError, ModelError
+from acdc.files import write_atomically, write_json
 from acdc.graph import GraphConfig
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
 
 POCKET = Path(__file__).parent / "pocket"
+COMPILED = Path(__file__).parent / "compiled"
+BUNDLED = {"pocket": POCKET} | {
+    name: COMPILED / name for name in ("tracr_reverse", "tracr_proportion", "gate_or", "gate_and")
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_MAX_POSITIONS = 32768  # of a rotary table
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,7 +53,8 @@ class ModelSettings:
 
     Attributes
     ----------
-    name: `pocket` (bundled), or the name of a model that TransformerLens can fetch.
+    name: a bundled model (`pocket`, or one with a known circuit: `tracr_reverse`, `tracr_proportion`, `gate_or`,
+        `gate_and`), or the name of a model that TransformerLens can fetch.
     path: a local checkpoint folder; then `name` is only a label.
     device: `auto` (CUDA, then CPU), or a torch device.
     dtype: float32, float64, bfloat16 or float16.
@@ -93,7 +100,7 @@ def load_model(settings: ModelSettings) -> tuple[LanguageModel, Any]:
 
 def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """A TransformerBridge with raw weights (nothing folded, nothing centred), and the model's tokenizer or None."""
-    folder = POCKET if settings.name == "pocket" and settings.path is None else settings.path
+    folder = BUNDLED.get(settings.name) if settings.path is None else settings.path
     if folder is not None:
         folder = Path(folder).expanduser().resolve()
         config_file = folder / "config.json"
@@ -141,24 +148,56 @@ def _stand_in_tokenizer(name: str) -> Any:
 def load_native(folder: Path) -> Any:
     """A TransformerLens-native model from a folder of this project's own: config.json and model.safetensors."""
     from safetensors.torch import load_file
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
 
     config = json.loads((folder / "config.json").read_text())
     config.pop("architecture")
+    weights = load_file(folder / "model.safetensors")
+    bridge = make_native(config, weights)
+    if missing := sorted(set(_native_parameters(bridge)) - set(weights)):
+        raise ModelError(f"{folder / 'model.safetensors'} lacks {', '.join(missing[:5])}")
+    return bridge
+
+
+def make_native(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A native bridge with these parameters; those that are not named are 0.
+
+    Parameters
+    ----------
+    config: the keyword arguments of its TransformerBridgeConfig.
+    weights: by the native model's own names, such as `layers.0.attn.q.weight` (`out in`, as torch has linear layers).
+
+    Raises
+    ------
+    ModelError: a parameter that does not exist or has another shape.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**config))
-    bridge.original_model.load_state_dict(load_file(folder / "model.safetensors"))
+    parameters = _native_parameters(bridge)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+        for name, value in weights.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                raise ModelError(f"a native model of this configuration has no {name} of shape {list(value.shape)}")
+            parameters[name].copy_(value)
     return bridge
 
 
 def save_native(bridge: Any, folder: Path, config: dict[str, Any]) -> None:
     """Write a native bridge as such a folder; `config` holds the keyword arguments of its TransformerBridgeConfig."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"architecture": "TransformerLensNative", **config}, indent=1))
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in bridge.original_model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    write_json(folder / "config.json", {"architecture": "TransformerLensNative", **config})
+    state = {name: parameter.detach().contiguous() for name, parameter in _native_parameters(bridge).items()}
+    write_atomically(folder / "model.safetensors", save(state))
+
+
+def _native_parameters(bridge: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a native bridge by the native model's own names, without the bridge's wrappers in them."""
+    return {name.replace("_original_component.", ""): p for name, p in bridge.original_model.named_parameters()}
 
 
 def _quiet() -> None:
@@ -200,7 +239,7 @@ def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: b
             W_U=bridge.W_U.detach(),
             b_U=bridge.b_U.detach() if bridge.b_U is not None and bool(bridge.b_U.any()) else None,
             causal=config.attention_dir == "causal",
-            max_length=min(config.n_ctx, window or config.n_ctx),
+            max_length=min(config.n_ctx, window or config.n_ctx, _MAX_POSITIONS),
             tokenizer=tokenizer,
         )
 
@@ -256,7 +295,7 @@ def _read_rotary(bridge: Any, name: str) -> Rotary:
     ]
     if not modules:
         raise ModelError(f"{name}: no single table of rotary frequencies was found; this architecture is not supported")
-    n_positions = min(bridge.cfg.n_ctx, 4096)
+    n_positions = min(bridge.cfg.n_ctx, _MAX_POSITIONS)
     probe = bridge.W_E[:1, None, :].expand(1, n_positions, -1)
     cos, sin = modules[0](probe, torch.arange(n_positions, device=probe.device)[None])
     return Rotary(cos[0].detach(), sin[0].detach(), adjacent=False)
@@ -288,11 +327,9 @@ def _read_layer(block: Any, where: str, config: Any, rotary: Rotary | None) -> L
 def _read_mlp(block: Any, where: str, config: Any) -> Mlp:
     mlp = _component(block, "mlp", where)
     gate = getattr(mlp, "gate", None)
-    weights = {key: getattr(mlp, key) for key in ("W_in", "W_out", "b_in", "b_out")}
+    weights: dict[str, Any] = {key: getattr(mlp, key) for key in ("W_in", "W_out", "b_in", "b_out")}
     weights["W_gate"] = mlp.W_gate if config.gated_mlp else None
     weights["b_gate"] = getattr(gate, "bias", None) if config.gated_mlp else None
-    return Mlp(
-        norm=_read_norm(_component(block, "ln2", where), f"{where}.ln2"),
-        activation=_ACTIVATIONS[config.act_fn],
-        **{key: None if w is None else w.detach() for key, w in weights.items()},
-    )
+    weights = {key: None if w is None else w.detach() for key, w in weights.items()}
+    norm = _read_norm(_component(block, "ln2", where), f"{where}.ln2")
+    return Mlp(norm=norm, activation=_ACTIVATIONS[config.act_fn], **weights)

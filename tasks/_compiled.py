@@ -1,0 +1,78 @@
+"""What the tasks on compiled and hand-built models share. Their prompts are token ids: the models have no tokenizer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+from acdc.tasks._common import check_choice, check_settings
+from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
+
+T = TypeVar("T")
+
+# The middle of the range that Conmy et al. 2023 swept on the tracr tasks, 1e-5 … 1e-1.
+L2_THRESHOLD = 1e-3
+
+
+def check_model(name: str, n_tokens: int, tokenizer: Tokenizer, notes: list[str]) -> None:
+    """Note it where the model cannot be the task's own: its prompts mean nothing to another."""
+    if tokenizer.vocabulary_size != n_tokens:
+        notes.append(
+            f"task={name} is made for model={name}, which has {n_tokens} tokens; this model has"
+            f" {tokenizer.vocabulary_size}, and the prompts mean nothing to it"
+        )
+
+
+def at_most(items: Sequence[T], size: int, seed: int) -> list[T]:
+    """`size` of all there are, drawn by the seed; where there are fewer, all of them, each once."""
+    return random.Random(seed).sample(items, min(size, len(items)))
+
+
+# Logic gates. Tokens: A=0, A=1, B=0, B=1 (ids 0 to 3); outputs: false, true (0 and 1); as in acdc/model/gates.py.
+
+GATE_CORRUPTIONS = ("opposite", "resample")
+GATE_INPUTS = ("ones", "all")
+N_GATE_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class GateSettings(TaskSettings):
+    """`inputs`: `ones`, only the clean input A=1 B=1; `all`, all four."""
+
+    corruption: str = "opposite"
+    inputs: str = "ones"
+
+
+def gate_task(settings: GateSettings, tokenizer: Tokenizer, gate: Callable[[int, int], int]) -> Task:
+    """The task of a gate: every clean input with every corrupted one that the settings allow."""
+    check_settings(settings, GATE_CORRUPTIONS)
+    check_choice("inputs", settings.inputs, GATE_INPUTS)
+    notes: list[str] = []
+    check_model(settings.name, N_GATE_TOKENS, tokenizer, notes)
+    inputs = list(product((0, 1), repeat=2))
+    pairs = [
+        Pair(
+            _prompt(clean),
+            _prompt(corrupted),
+            answers=[gate(*clean)],
+            wrong_answers=[1 - gate(*clean)],
+            labels={"A": 0, "B": 1},
+        )
+        for clean in (inputs if settings.inputs == "all" else [(1, 1)])
+        for corrupted in inputs
+        if corrupted == _opposite(clean) or (settings.corruption == "resample" and corrupted != clean)
+    ]
+    pairs = at_most(pairs, settings.size, settings.seed)
+    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=settings.name)
+
+
+def _prompt(bits: tuple[int, ...]) -> list[int]:
+    a, b = bits
+    return [a, 2 + b]
+
+
+def _opposite(bits: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 - bit for bit in bits)

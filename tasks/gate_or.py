@@ -1,0 +1,33 @@
+"""An OR gate in a transformer of one layer and two heads (as in Conmy et al. 2023, figure of the OR gate).
+
+    clean      A=1 B=1    → true
+    corrupted  A=0 B=0    (opposite)    → false
+
+Head 0 copies bit A, head 1 bit B, and the MLP writes whether one of them is set (`acdc/model/gates.py`). The prompts
+are token ids, because the model has no tokenizer. Clean inputs: `ones` has only A=1 B=1, as the original; `all` has all
+four. Corruptions: `opposite` flips both bits; `resample` is every other input.
+
+With A=1 B=1 either head alone is enough, so ACDC finds that the first one it tests makes no difference, drops it, and
+keeps the other: half of the circuit is missed (docs/ground_truth.md).
+
+The metric is L2, as in the original, whose OR gate has zero ablation and no recorded threshold: it is that of the tracr
+tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from acdc.tasks._compiled import GateSettings, gate_task
+from acdc.tasks.base import Task, Tokenizer
+
+
+@dataclass(frozen=True)
+class Settings(GateSettings):
+    """`inputs`: `ones`, only the clean input A=1 B=1; `all`, all four. `size`: at most so many pairs."""
+
+    name: str = "gate_or"
+
+
+def build(settings: Settings, tokenizer: Tokenizer) -> Task:
+    return gate_task(settings, tokenizer, lambda a, b: a | b)
