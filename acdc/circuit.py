@@ -141,10 +141,13 @@ class Circuit:
             graph = Graph(GraphConfig(**fields), bool(view.graph.get("projection_edges", False)))
         except TypeError as error:
             raise FormatError(f"the graph lacks the model's shape in its attributes: {error}") from error
-        edges = {
-            Edge(a, b): float(data["effect"]) for a, b, data in view.edges(data=True) if data.get("kind") == "edge"
-        }
-        return cls(graph, edges)
+        kept = [
+            (a, b, data.get("effect", "none")) for a, b, data in view.edges(data=True) if data.get("kind") == "edge"
+        ]
+        try:
+            return cls(graph, {Edge(a, b): float(effect) for a, b, effect in kept})
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"an edge of the graph has no numeric effect: {error}") from error
 
     def on_path(self) -> Circuit:
         """What is left without edges on no path from the input to the logits."""

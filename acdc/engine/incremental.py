@@ -46,12 +46,11 @@ class _LogitsBlock:
     end: list[Tensor]
     shares: list[list[Tensor]]
 
-    def base_without(self, sender: str, mask: EdgeMask) -> list[Tensor]:
-        """Tiles without a sender and those before it in the block that the mask lacks."""
+    def base_without(self, sender: str, kept: list[str]) -> list[Tensor]:
+        """Tiles without a sender and, but for the kept ones, those before it in the block."""
         at = self.senders.index(sender)
-        present = mask.ports[-1]
-        kept = [i for i in range(at) if present[mask.graph.sender_index[self.senders[i]]]]
-        chosen = [self.shares[i] for i in (*range(len(self.senders) - 1, at, -1), *kept)]
+        before = [i for i in range(at) if self.senders[i] in kept]
+        chosen = [self.shares[i] for i in (*range(len(self.senders) - 1, at, -1), *before)]
         return [torch.stack([end, *tiles]).sum(0) for end, *tiles in zip(self.end, *chosen, strict=True)]
 
 
@@ -73,7 +72,9 @@ class IncrementalPruning(CircuitState):
         self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
         self.base_age = 0
         self.plan: _Plan | None = None
+        self.rests: dict[str, Tensor] = {}  # inputs of the plan's ports without the senders that change
         self.block: _LogitsBlock | None = None
+        self.kept: list[str] = []
         self.changed = False
         self.senders_in_order = {r: senders for r, senders in self.graph.test_order if not r.endswith("]")}
 
@@ -88,30 +89,39 @@ class IncrementalPruning(CircuitState):
         self.chunk = self.chunks["mlp" if receiver.startswith("m") else "head"]
         self.chunk.largest = self._most_variants()
         self.block = None
+        self.rests.clear()
 
     def losses_without(self, edges: list[Edge]) -> Generator[float, None, None]:
+        self.kept = self._kept_before(edges[0])
         if self.plan is not None and self.plan.own == "logits" and self.readout.columns is None:
             yield from self._losses_at_logits(edges)
             return
         for batch in self.chunk.cut(edges):
-            yield from self._try(batch)
+            with torch.inference_mode():
+                losses = self._try(self._without(batch))
+            yield from losses
 
-    @torch.inference_mode()
-    def _try(self, edges: Sequence[Edge]) -> list[float]:
-        """Losses without the first, the first two, ... of these edges; in halves where the device has no memory for
-        all at once."""
+    def _kept_before(self, edge: Edge) -> list[str]:
+        """The senders whose edges to the receiver were tested before an edge, and kept."""
+        if edge.is_projection:
+            return []
+        present = self.mask.ports.numpy()[self.graph.port_index[self.port]]
+        earlier = self.order[: self.order.index(edge.sender)]
+        return [sender for sender in earlier if present[self.graph.sender_index[sender]]]
+
+    def _try(self, variants: Tensor) -> list[float]:
+        """Losses of variants of the receiver's input; in halves where the device has no memory for all at once."""
         try:
-            return self._evaluate(self._without(edges)).tolist()
+            return self._evaluate(variants).tolist()
         except torch.OutOfMemoryError as error:
-            half = len(edges) // 2
+            half = variants.shape[1] // 2
             if not half:
                 raise RunError(
                     "out of memory with a single variant: lower method.memory_gb or task.size, or use a smaller model"
                 ) from error
             self.chunk.largest = half
         torch.cuda.empty_cache()
-        variants = [self._without(edges)[:, part] for part in (slice(0, half), slice(half, None))]
-        return [loss for part in variants for loss in self._evaluate(part).tolist()]
+        return self._try(variants[:, :half]) + self._try(variants[:, half:])
 
     def remove(self, edges: list[Edge]) -> None:
         self.changed = self.changed or bool(edges)
@@ -216,13 +226,12 @@ class IncrementalPruning(CircuitState):
             tail = tail + self._delta(self.order[j], level)
         return tail
 
-    def _kept_before(self, sender: str) -> Tensor:
-        """The receiver's ablated input with what its kept edges before a sender add."""
-        level, present = self._port_level(self.port), self.mask.ports.numpy()[self.graph.port_index[self.port]]
+    def _kept_input(self) -> Tensor:
+        """The receiver's ablated input with what its kept edges add."""
+        level = self._port_level(self.port)
         x = self._at(self._base(self.port), level)
-        for earlier in self.order[: self.order.index(sender)]:
-            if present[self.graph.sender_index[earlier]]:
-                x = x + self._delta(earlier, level)
+        for sender in self.kept:
+            x = x + self._delta(sender, level)
         return x
 
     def _without(self, edges: Sequence[Edge]) -> Tensor:
@@ -230,7 +239,7 @@ class IncrementalPruning(CircuitState):
         if edges[0].is_projection:
             return self._at(self._base(self.port), self._port_level(self.port))[:, None]
         level, first = self._port_level(self.port), self.order.index(edges[0].sender)
-        x = self._kept_before(edges[0].sender) + self._tail(first + len(edges))
+        x = self._kept_input() + self._tail(first + len(edges))
         variants = x.new_empty((x.shape[0], len(edges), *x.shape[1:]))
         variants[:, -1] = x
         for i in range(len(edges) - 1, 0, -1):
@@ -245,13 +254,13 @@ class IncrementalPruning(CircuitState):
                 if self.block is None or edge.sender not in self.block.senders:
                     self.block = self._logits_block(edge.sender)
                 x = self._rows(self._without([edge])[:, 0])
-                loss = float(self.readout.losses(x[:, None], self.block.base_without(edge.sender, self.mask))[0])
+                loss = float(self.readout.losses(x[:, None], self.block.base_without(edge.sender, self.kept))[0])
             yield loss
 
     def _logits_block(self, first: str) -> _LogitsBlock:
         start = self.order.index(first)
         senders = self.order[start : start + _STRIDE]
-        end = self._rows(self._kept_before(first) + self._tail(start + len(senders)))
+        end = self._rows(self._kept_input() + self._tail(start + len(senders)))
         rows = torch.cat([self._rows(self._delta(sender, READ)) for sender in senders])
         parts = [tile.split(len(end)) for tile in self.readout.base(rows)]
         shares = [[part[i] for part in parts] for i in range(len(senders))]
@@ -266,20 +275,28 @@ class IncrementalPruning(CircuitState):
         changes = {plan.own: self._changed(plan.own, {self.port: variants})}
         for name, ports in plan.nodes:
             inputs = {
-                port: self._input(port)[:, None] + self._received(changes, port, senders)
+                port: self._rest(port, senders)[:, None] + self._received(changes, port, senders)
                 for port, senders in ports.items()
             }
             changes[name] = self._changed(name, inputs)
         return self._losses(changes, plan.to_logits)
 
     def _changed(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
-        """A node's output minus its stored one: z for heads."""
-        node, level = parse_node(name), self.levels[name]
-        stored = self.z[node.layer, node.head] if node.kind == "head" else self.m[node.layer]
-        return self._output(name, inputs).sub_(self._at(stored, level)[:, None])
+        """A node's output for variants of its inputs, minus its ablated one: z for heads."""
+        node, level, ablated = parse_node(name), self.levels[name], self.experiment.ablated
+        value = ablated.heads[node.layer, node.head] if node.kind == "head" else ablated.mlps[node.layer]
+        return self._output(name, inputs).sub_(self._at(value, level)[:, None])
+
+    def _rest(self, port: str, senders: list[str]) -> Tensor:
+        """A port's input without the senders that change: what they add is then all of it, so that an input that loses
+        everything is its ablated one to the last digit, which a norm needs."""
+        if port not in self.rests:
+            level = self._port_level(port)
+            self.rests[port] = self._at(self._base(port), level) + self._received_now(port, level, frozenset(senders))
+        return self.rests[port]
 
     def _received(self, changes: dict[str, Tensor], port: str, senders: list[str]) -> Tensor:
-        """What changed senders add to a port's input."""
+        """What changed senders add to a port's ablated input."""
         level = self._port_level(port)
         total: Tensor | None = None
         for sender in senders:
@@ -295,22 +312,26 @@ class IncrementalPruning(CircuitState):
 
     def _losses(self, changes: dict[str, Tensor], to_logits: list[str]) -> Tensor:
         """The losses when these senders of the logits change."""
-        current = self._input("logits")
         if not to_logits:
             n_variants = next(iter(changes.values())).shape[1]
-            return self.readout.losses(self._rows(current)[:, None]).expand(n_variants)
-        x = current[:, None] + self._received(changes, "logits", to_logits)
+            return self.readout.losses(self._rows(self._input("logits"))[:, None]).expand(n_variants)
+        x = self._rest("logits", to_logits)[:, None] + self._received(changes, "logits", to_logits)
         x = x[self.read_pair, :, self.read_slot]
         if not self._thin(to_logits) or self.readout.columns is not None:
             return self.readout.losses(x)
+        current = self._rows(self._input("logits"))
+        if bool((self.readout.scale(x) > 8 * self.readout.scale(current)[:, None]).any()):
+            return self.readout.losses(x)  # the norm would magnify the rounding of a difference
         if self.base_logits is None:
-            self.base_logits, self.base_age = self.readout.base(self._rows(current)), 0
-        z = []
+            self.base_logits, self.base_age = self.readout.base(current), 0
+        moved = []
         for sender in to_logits:
-            change = changes[sender]
             where = self.experiment.readouts.position if self.levels[sender] == ALL else self.read_slot
-            z.append(change[self.read_pair, :, where])
-        return self.readout.losses(x, self.base_logits, torch.cat(z, -1), self._map(tuple(to_logits)))
+            node = parse_node(sender)
+            ablated = self.experiment.ablated.heads[node.layer, node.head]
+            before = self._z_rows(sender, self.z) - ablated[self.read_pair, self.experiment.readouts.position]
+            moved.append(changes[sender][self.read_pair, :, where] - before[:, None])
+        return self.readout.losses(x, self.base_logits, torch.cat(moved, -1), self._map(tuple(to_logits)))
 
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
         """What these heads' z do to the logits; the latest few are kept, for a layer's heads take turns."""

@@ -135,9 +135,11 @@ class CircuitState:
             self.deltas[key] = delta
         return self.deltas[key]
 
-    def _received_now(self, port: str, level: int) -> Tensor:
-        """What a port's present edges add to its ablated input: Σ current − ablated, `pair pos d_model`."""
-        present = self.mask.ports.numpy()[self.graph.port_index[port]]
+    def _received_now(self, port: str, level: int, without: frozenset[str] = frozenset()) -> Tensor:
+        """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `pair
+        pos d_model`."""
+        present = self.mask.ports.numpy()[self.graph.port_index[port]].copy()
+        present[[self.graph.sender_index[sender] for sender in without]] = False
         total = torch.zeros_like(self._at(self.bases[2], level))
         ablated = self.experiment.ablated
         for i, name in enumerate(self.graph.inputs):

@@ -122,6 +122,8 @@ def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtyp
     try:
         if native:
             return load_native(Path(source)).to(device).to(dtype), None
+        if folder is not None:
+            _refuse_missing_weights(source, dtype)
         if folder is not None and not any((folder / file).exists() for file in _TOKENIZER_FILES):
             stand_in = _stand_in_tokenizer(source)
             return TransformerBridge.boot_transformers(source, device=device, dtype=dtype, tokenizer=stand_in), None
@@ -132,6 +134,17 @@ def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtyp
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = f"model.path={source}" if folder is not None else f"model {source!r} (by name, which needs a network)"
         raise ModelError(f"{where} cannot be loaded: {reason}") from error
+
+
+def _refuse_missing_weights(folder: str, dtype: torch.dtype) -> None:
+    """ModelError if the checkpoint lacks a weight, which Hugging Face would draw at random."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if type(AutoConfig.from_pretrained(folder)) not in AutoModelForCausalLM._model_mapping:
+        return  # no causal language model: refused by its parts
+    _, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"its weights lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}")
 
 
 def _stand_in_tokenizer(name: str) -> Any:
