@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,7 +123,8 @@ def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtyp
     source = str(folder) if folder is not None else settings.name
     try:
         if native:
-            return load_native(Path(source)).to(device).to(dtype), None
+            with redirect_stdout(io.StringIO()):  # the bridge prints when it is moved
+                return load_native(Path(source)).to(device).to(dtype), None
         if folder is not None:
             _refuse_missing_weights(source, dtype)
         if folder is not None and not any((folder / file).exists() for file in _TOKENIZER_FILES):
