@@ -98,7 +98,7 @@ class Experiment:
             task = tasks.load(settings.name).build(settings, tokenizer)
         assert isinstance(task, Task)
         pairs = tuple(tokenize_pairs(task.pairs, tokenizer))
-        _check_lengths(pairs, model)
+        _check_pairs_fit(pairs, model)
         if bridge is not None:
             longest = max(len(pair.clean) for pair in pairs)
             check_parts(model, bridge, torch.tensor([p.clean for p in pairs if len(p.clean) == longest][:4]))
@@ -217,12 +217,20 @@ def _model_settings(model: str | Path | ModelSettings) -> ModelSettings:
     return ModelSettings(name=model)
 
 
-def _check_lengths(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
+def _check_pairs_fit(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
+    """TaskError for a prompt longer than the model reads, or an answer that it has no logit for."""
+    n_outputs = model.W_U.shape[1]
     for pair in pairs:
         if len(pair.clean) > model.max_length:
             raise TaskError(
                 f"{pair.where}: the prompt has {len(pair.clean)} tokens, more than the {model.max_length} that"
                 f" {model.name} can read"
+            )
+        answers = [token for here in (*pair.answers, *pair.wrong_answers) for token in here]
+        if answers and max(answers) >= n_outputs:
+            raise TaskError(
+                f"{pair.where}: the answer {max(answers)} is no output of {model.name}, which has {n_outputs}: use the"
+                " task's own model"
             )
 
 

@@ -18,3 +18,12 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs ../shared beside the repository")
     return path.resolve()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

@@ -30,6 +30,8 @@ EXPLANATIONS = {
     "edges_total": "edges in the model's computational graph",
     "decisions": "edges that were tested; the others were removed untested, since nothing used their receiver",
     "near_ties": "tests so close to the threshold that they were settled in float64",
+    "verified": "tests that the full engine made again, with the same result",
+    "on_path": "kept edges on a path from the input to the logits",
     "seconds": "time the search took",
     "peak_mb": "largest memory use, in megabytes",
 }
