@@ -4,8 +4,8 @@ The rules are those of the original's code. State: the present edges (all, at th
 each receiver that is still used, each sender's edge is removed and the loss taken again: if it rose by less than the
 threshold the edge stays out, otherwise it comes back. A receiver that is not used loses its edges untested.
 
-Several candidates are tested at once, the j-th assuming that the first j-1 went too. The longest prefix of removals
-that holds is accepted, so the decisions are those of testing one at a time.
+Several candidates are evaluated at once, each assuming how the decisions before it fall; it counts only if they did, so
+the decisions are those of testing one at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, Observer
 from acdc.engine.full import FullEngine
+from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import PruningEngine, make_pruning_engine
 from acdc.engine.state import CircuitState
@@ -159,22 +160,13 @@ class _Pruning:
         self.observer.replayed(decision, self.remaining)
 
     def _decide(self, receiver: str, edges: list[Edge]) -> None:
-        """Test a receiver's edges in order. Losses come in batches that assume each edge goes; one that is kept ends
-        the assumption, and a new batch begins behind it."""
+        """Test a receiver's edges in order."""
         if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
-            chunk = self.settings.batch_size if isinstance(self.settings.batch_size, int) else None
-            settings = self.settings
-            self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, chunk, settings.memory_gb)
+            settings, batch_size = self.settings, self.settings.batch_size
+            self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, settings.memory_gb)
+            self.lookahead = Lookahead(self.engine, self.threshold, batch_size if isinstance(batch_size, int) else None)
         self.engine.enter(receiver)
-        while edges:
-            removed: list[Edge] = []
-            # The losses come first in zip: the engine then sees that a batch was used to its end.
-            for loss, edge in zip(self.engine.losses_without(edges), edges, strict=False):
-                if self._test(edge, loss):
-                    break
-                removed.append(edge)
-            self.engine.remove(removed)
-            edges = edges[len(removed) + 1 :]
+        self.engine.leave(self.lookahead.test(edges, self.current, self._test))
 
     def _test(self, edge: Edge, loss: float) -> bool:
         """Decide one edge; True if it is kept."""
@@ -207,17 +199,18 @@ class _ExactLoss:
 
     def __init__(self, experiment: Experiment, settings: Settings) -> None:
         self.experiment, self.settings = experiment, settings
-        self.loss_of: Callable[[EdgeMask], float] | None = None
+        self.losses_of: Callable[[Sequence[EdgeMask]], list[float]] | None = None
 
     def around(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
         """The loss with and without an edge."""
-        if self.loss_of is None:
+        if self.losses_of is None:
             exact = self.experiment.to("cpu", torch.float64)
             if self.settings.engine == "full":
-                self.loss_of = FullEngine(exact, self.settings.memory_gb).loss
+                self.losses_of = FullEngine(exact, self.settings.memory_gb).losses
             else:
-                self.loss_of = CircuitState(exact, mask.copy()).loss_of
-        return self.loss_of(mask.copy()), self.loss_of(mask.without_prefixes([edge])[0])
+                self.losses_of = CircuitState(exact, mask).losses_of
+        before, after = self.losses_of([mask, mask.without(edge)])
+        return before, after
 
 
 class _Verifier:
@@ -250,7 +243,7 @@ class _Verifier:
             return
         begun = time.monotonic()
         self.engine = self.engine or FullEngine(self.experiment, self.memory_gb)
-        (expected,) = self.engine.losses(mask.without_prefixes([edge]))
+        expected = self.engine.loss(mask.without(edge))
         if not abs(loss - expected) <= self.TOLERANCE * (1 + abs(expected)):
             raise RunError(
                 f"the incremental engine found the loss {loss:.6g} without {edge}, the full one {expected:.6g}: use"

@@ -8,14 +8,13 @@ evaluated again, for many candidates at once; all others keep their stored value
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from acdc.engine.chunks import ChunkSize
 from acdc.engine.mask import EdgeMask
+from acdc.engine.readout import Readout
 from acdc.engine.state import ALL, READ, CircuitState
 from acdc.errors import RunError
 from acdc.experiment import Experiment
@@ -38,42 +37,26 @@ class _Plan:
     to_logits: list[str]
 
 
-@dataclass
-class _LogitsBlock:
-    """Some senders of the logits: tiles of the logits without any of them, and the share of each."""
-
-    senders: list[str]
-    end: list[Tensor]
-    shares: list[list[Tensor]]
-
-    def base_without(self, sender: str, kept: list[str]) -> list[Tensor]:
-        """Tiles without a sender and, but for the kept ones, those before it in the block."""
-        at = self.senders.index(sender)
-        before = [i for i in range(at) if self.senders[i] in kept]
-        chosen = [self.shares[i] for i in (*range(len(self.senders) - 1, at, -1), *before)]
-        return [torch.stack([end, *tiles]).sum(0) for end, *tiles in zip(self.end, *chosen, strict=True)]
-
-
 class IncrementalPruning(CircuitState):
     """A `PruningEngine`.
 
     Parameters
     ----------
-    chunk: variants evaluated at once; None lets the number grow and shrink.
-    memory: bytes that the variants of one chunk may take.
+    memory: bytes that variants evaluated at once may take.
     """
 
-    def __init__(self, experiment: Experiment, mask: EdgeMask, chunk: int | None = None, memory: int = 2**30) -> None:
+    def __init__(self, experiment: Experiment, mask: EdgeMask, memory: int = 2**30) -> None:
         super().__init__(experiment, mask)
         self.memory = memory
-        # MLPs keep a larger share of their edges than heads do, so their batches have a length of their own.
-        self.chunks = {kind: ChunkSize(chunk) for kind in ("mlp", "head")}
+        with torch.inference_mode():
+            self.readout = Readout(experiment)
+        self.most_variants = 1
         self.maps: dict[tuple[str, ...], list[Tensor]] = {}  # what heads' z do to the logits
         self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
+        self.base_scale = torch.zeros(())  # the smallest that the last norm had since the base was made whole
         self.base_age = 0
         self.plan: _Plan | None = None
         self.rests: dict[str, Tensor] = {}  # inputs of the plan's ports without the senders that change
-        self.block: _LogitsBlock | None = None
         self.kept: list[str] = []
         self.changed = False
         self.senders_in_order = {r: senders for r, senders in self.graph.test_order if not r.endswith("]")}
@@ -86,20 +69,13 @@ class IncrementalPruning(CircuitState):
         self.port = receiver.replace("[", "<").replace("]", ">")
         self.order = self.senders_in_order[self.port]
         self.tails = self._tails()
-        self.chunk = self.chunks["mlp" if receiver.startswith("m") else "head"]
-        self.chunk.largest = self._most_variants()
-        self.block = None
+        self.most_variants = self._most_variants()
         self.rests.clear()
 
-    def losses_without(self, edges: list[Edge]) -> Generator[float, None, None]:
+    @torch.inference_mode()
+    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
         self.kept = self._kept_before(edges[0])
-        if self.plan is not None and self.plan.own == "logits" and self.readout.columns is None:
-            yield from self._losses_at_logits(edges)
-            return
-        for batch in self.chunk.cut(edges):
-            with torch.inference_mode():
-                losses = self._try(self._without(batch))
-            yield from losses
+        return self._try(self._without(edges, gone))
 
     def _kept_before(self, edge: Edge) -> list[str]:
         """The senders whose edges to the receiver were tested before an edge, and kept."""
@@ -119,13 +95,13 @@ class IncrementalPruning(CircuitState):
                 raise RunError(
                     "out of memory with a single variant: lower method.memory_gb or task.size, or use a smaller model"
                 ) from error
-            self.chunk.largest = half
+            self.most_variants = half
         torch.cuda.empty_cache()
         return self._try(variants[:, :half]) + self._try(variants[:, half:])
 
-    def remove(self, edges: list[Edge]) -> None:
-        self.changed = self.changed or bool(edges)
-        if edges and self.port == "logits":
+    def leave(self, removed: list[Edge]) -> None:
+        self.changed = bool(removed)
+        if removed and self.port == "logits":
             self.base_logits = None
 
     def _most_variants(self) -> int:
@@ -234,37 +210,26 @@ class IncrementalPruning(CircuitState):
             x = x + self._delta(sender, level)
         return x
 
-    def _without(self, edges: Sequence[Edge]) -> Tensor:
-        """The receiver's input without the first of these edges, the first two, ...: `pair variant pos d_model`."""
+    def _without(self, edges: list[Edge], gone: list[bool]) -> Tensor:
+        """The receiver's input without each of these edges, and without those before it that are gone: `pair variant
+        pos d_model`."""
         if edges[0].is_projection:
             return self._at(self._base(self.port), self._port_level(self.port))[:, None]
         level, first = self._port_level(self.port), self.order.index(edges[0].sender)
-        x = self._kept_input() + self._tail(first + len(edges))
-        variants = x.new_empty((x.shape[0], len(edges), *x.shape[1:]))
-        variants[:, -1] = x
+        tail = self._tail(first + len(edges))
+        variants = tail.new_empty((tail.shape[0], len(edges), *tail.shape[1:]))
+        x = self._kept_input()
+        if all(gone):
+            tail = x + tail
+        variants[:, -1] = tail
         for i in range(len(edges) - 1, 0, -1):
             torch.add(variants[:, i], self._delta(edges[i].sender, level), out=variants[:, i - 1])
+        if not all(gone):
+            for i, edge in enumerate(edges):
+                variants[:, i] += x
+                if not gone[i]:
+                    x = x + self._delta(edge.sender, level)
         return variants
-
-    def _losses_at_logits(self, edges: list[Edge]) -> Generator[float, None, None]:
-        """As `losses_without` for the receiver `logits`. There a removal is linear: the share of the logits of each of
-        a block of senders is made once, however often the batch is begun again behind an edge that is kept."""
-        for edge in edges:
-            with torch.inference_mode():
-                if self.block is None or edge.sender not in self.block.senders:
-                    self.block = self._logits_block(edge.sender)
-                x = self._rows(self._without([edge])[:, 0])
-                loss = float(self.readout.losses(x[:, None], self.block.base_without(edge.sender, self.kept))[0])
-            yield loss
-
-    def _logits_block(self, first: str) -> _LogitsBlock:
-        start = self.order.index(first)
-        senders = self.order[start : start + _STRIDE]
-        end = self._rows(self._kept_input() + self._tail(start + len(senders)))
-        rows = torch.cat([self._rows(self._delta(sender, READ)) for sender in senders])
-        parts = [tile.split(len(end)) for tile in self.readout.base(rows)]
-        shares = [[part[i] for part in parts] for i in range(len(senders))]
-        return _LogitsBlock(senders, self.readout.base(end), shares)
 
     def _evaluate(self, variants: Tensor) -> Tensor:
         """Losses of variants of the receiver's input, `pair variant pos d_model` → `variant`."""
@@ -320,10 +285,12 @@ class IncrementalPruning(CircuitState):
         if not self._thin(to_logits) or self.readout.columns is not None:
             return self.readout.losses(x)
         current = self._rows(self._input("logits"))
-        if bool((self.readout.scale(x) > 8 * self.readout.scale(current)[:, None]).any()):
-            return self.readout.losses(x)  # the norm would magnify the rounding of a difference
-        if self.base_logits is None:
-            self.base_logits, self.base_age = self.readout.base(current), 0
+        scale = self.readout.scale(current)
+        if self.base_logits is None or bool((scale > 8 * self.base_scale).any()):
+            self.base_logits, self.base_scale, self.base_age = self.readout.base(current), scale, 0
+        self.base_scale = torch.minimum(self.base_scale, scale)
+        if bool((self.readout.scale(x) > 8 * self.base_scale[:, None]).any()):
+            return self.readout.losses(x)  # the norm would magnify the base's rounding
         moved = []
         for sender in to_logits:
             where = self.experiment.readouts.position if self.levels[sender] == ALL else self.read_slot

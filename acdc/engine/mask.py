@@ -59,15 +59,11 @@ class EdgeMask:
             return False
         return bool(self.ports[:, self.graph.sender_index[node_of(receiver)]].any())
 
-    def without_prefixes(self, edges: list[Edge]) -> list[EdgeMask]:
-        """The masks without the first edge, without the first two, and so on."""
-        masks: list[EdgeMask] = []
-        latest = self
-        for edge in edges:
-            latest = latest.copy()
-            latest.set([edge], False)
-            masks.append(latest)
-        return masks
+    def without(self, edge: Edge) -> EdgeMask:
+        """The mask without one more edge."""
+        mask = self.copy()
+        mask.set([edge], False)
+        return mask
 
 
 def port_rows(graph: Graph, layer: int) -> tuple[dict[str, slice], int | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from acdc.experiment import Experiment
+from acdc.model.linear import linear
 
 _TILE_COLUMNS = 4096
 _CACHED = 2**18  # numbers of a tile that stay in cache while they are worked on
@@ -52,12 +53,11 @@ class Readout:
         columns = _TILE_COLUMNS if self.model.device.type == "cpu" else width
         cuts = [slice(start, min(start + columns, width)) for start in range(0, width, columns)]
         self.tiles = [torch.cat((U[:, cut], extra[:, cut])) for cut in cuts]
-        self.constants = [extra[:, cut] for cut in cuts]
         if self.metric.name == "kl_div":
-            p = clean.double().softmax(-1)
-            self.p_log_p = (p * clean.double().log_softmax(-1)).sum(-1)
-            self.p_U = (p.to(U.dtype) @ U.T).double()
-            self.p_offset = 0.0 if offset is None else p @ offset.double()
+            log_p = clean.double().log_softmax(-1)
+            p = log_p.exp()
+            self.p_log_p = (p * log_p).sum(-1)
+            self.p = [p[:, cut].to(U.dtype) for cut in cuts]
         elif self.metric.name == "l2":
             self.reference = [clean[:, cut] for cut in cuts]
         else:
@@ -76,12 +76,12 @@ class Readout:
 
     def base(self, x: Tensor) -> list[Tensor]:
         """x U of the streams that `losses` is later given changes to: `readout d_model` → tiles `readout column`."""
-        return [x @ tile[: x.shape[-1]] for tile in self.tiles]
+        return [linear(x, tile[: x.shape[-1]].T) for tile in self.tiles]
 
     def through(self, W_O: Tensor) -> list[Tensor]:
         """Tiles of W_O U: what a head's z, `d_head`, does to the logits. Several heads' go below each other."""
         width = W_O.shape[-1]
-        return [torch.cat((W_O @ tile[:width], tile[width:])) for tile in self.tiles]
+        return [torch.cat((linear(W_O, tile[:width].T), tile[width:])) for tile in self.tiles]
 
     def losses(
         self,
@@ -103,28 +103,24 @@ class Readout:
             logits = (x * s) @ self.tiles[0]
             values = self.metric.values((logits if self.offset is None else logits + self.offset).transpose(0, 1))
         else:
-            if base is None:
-                sums = self._whole_rows(x * s, self.tiles, s, None)
-            elif changes is None:
-                sums = self._whole_rows(x[..., :0], self.constants, s, base)
+            if base is None or changes is None:
+                sums, means = self._whole_rows(x * s, self.tiles, s, None)
             else:
-                sums = self._whole_rows(changes * s, maps or [], s, base)
+                sums, means = self._whole_rows(changes * s, maps or [], s, base)
             if self.metric.name == "l2":
                 values = (sums / self.model.W_U.shape[1]).transpose(0, 1)
             else:
-                values = self._with_log_sum_exp(x, s, sums).transpose(0, 1)
+                values = self._with_log_sum_exp(x, s, sums, means).transpose(0, 1)
         return self.metric.as_loss((values.double() * self.metric.readouts.weight.double()).sum(-1))
 
-    def _with_log_sum_exp(self, x: Tensor, s: Tensor, sums: Tensor) -> Tensor:
-        """kl_div, prob_diff and nll from Σ exp(logit − shift), `readout variant`."""
-        lse = sums.log()
+    def _with_log_sum_exp(self, x: Tensor, s: Tensor, sums: Tensor, means: Tensor) -> Tensor:
+        """kl_div, prob_diff and nll from Σ exp(logit − shift) and Σ p·(logit − shift), `readout variant`."""
+        lse, shift = sums.log(), self.shift.double()[:, None]
         if bool((far := ~(lse.abs() < _IN_RANGE)).any()):
-            lse[far] = self._log_sum_exp((x * s)[far]) - self.shift.double()[:, None].expand_as(lse)[far]
-        lse = lse + self.shift.double()[:, None]
+            lse[far] = self._log_sum_exp((x * s)[far]) - shift.expand_as(lse)[far]
         if self.metric.name == "kl_div":
-            mean_logit = torch.einsum("rvd,rd->rv", x.double(), self.p_U) * s[..., 0].double()
-            offset = self.p_offset if isinstance(self.p_offset, float) else self.p_offset[:, None]
-            return self.p_log_p[:, None] - mean_logit - offset + lse
+            return self.p_log_p[:, None] - means + lse
+        lse = lse + shift
         logits = torch.einsum("rvd,rad->rva", x, self.answer_U) * s
         if self.answer_offset is not None:
             logits = logits + self.answer_offset[:, None]
@@ -141,24 +137,28 @@ class Readout:
         width = rows.shape[-1]
         return torch.cat([rows @ tile[:width] + tile[width] for tile in self.tiles], -1).logsumexp(-1).double()
 
-    def _whole_rows(self, rows: Tensor, tiles: list[Tensor], s: Tensor, base: list[Tensor] | None) -> Tensor:
-        """Σ over the vocabulary of exp(logit − shift), or of the squared difference for l2: `readout variant`."""
+    def _whole_rows(
+        self, rows: Tensor, tiles: list[Tensor], s: Tensor, base: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over the vocabulary, `readout variant`: of exp(logit − shift), or of the squared difference for l2; and
+        for kl_div of the model's p·(logit − shift), from the same logits, so that their rounding cancels."""
         n_readouts, n_variants, _ = rows.shape
         constant = torch.stack((torch.ones_like(self.shift), -self.shift), -1)[:, None]
         rows = torch.cat((rows, constant.expand(-1, n_variants, -1)), -1)
         total = torch.zeros(n_readouts, n_variants, dtype=torch.float64, device=rows.device)
+        means = torch.zeros_like(total)
         # A thin product is bound by what it writes, so that has to stay in cache; a thick one is better in one piece.
         thin = rows.shape[-1] < self.model.config.d_model and rows.device.type == "cpu"
         step = max(1, (_CACHED // tiles[0].shape[1] if thin else _MAX_ROWS) // n_readouts)
-        buffer = rows.new_empty(min(step, n_variants) * n_readouts * tiles[0].shape[1])
         for start in range(0, n_variants, step):
             some = rows[:, start : start + step].flatten(0, 1)
             for i, tile in enumerate(tiles):
-                logits = buffer[: len(some) * tile.shape[1]].view(len(some), tile.shape[1])
-                torch.mm(some, tile, out=logits)
+                logits = linear(some, tile.T)
                 grouped = logits.view(n_readouts, -1, tile.shape[1])
                 if base is not None:
                     grouped.addcmul_(s[:, start : start + step], base[i][:, None])
+                if self.metric.name == "kl_div":
+                    means[:, start : start + step] += (grouped * self.p[i][:, None]).sum(-1)
                 if self.metric.name == "l2":
                     sums = grouped.sub_(self.reference[i][:, None]).square_().sum(-1)
                 elif rows.device.type == "cpu":
@@ -167,4 +167,4 @@ class Readout:
                 else:
                     sums = logits.exp_().sum(-1)
                 total[:, start : start + step] += sums.view(n_readouts, -1)
-        return total
+        return total, means

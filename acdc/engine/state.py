@@ -8,13 +8,14 @@ Tensors of several variants are `pair variant pos d`: pairs first, since variant
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from acdc.engine.full import streams
 from acdc.engine.mask import EdgeMask
-from acdc.engine.readout import Readout
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, node_of, parse_node
 
@@ -32,7 +33,6 @@ class CircuitState:
         self.experiment, self.mask = experiment, mask
         self.model, self.graph = experiment.model, mask.graph
         with torch.inference_mode():
-            self.readout = Readout(experiment)
             self.bases = streams(self.model, experiment.ablated)
             self._set_read_positions()
             self.z = experiment.clean.heads.clone()
@@ -44,20 +44,20 @@ class CircuitState:
             self._refresh_all()
 
     @torch.inference_mode()
-    def loss(self) -> float:
-        """The loss of the mask as it was when the latest receiver was entered."""
-        return float(self.readout.losses(self._rows(self._input("logits"))[:, None])[0])
-
-    @torch.inference_mode()
-    def loss_of(self, mask: EdgeMask) -> float:
-        """The loss of any mask, from its edge set alone: every node that differs from the clean run is evaluated."""
-        self.mask = mask
-        self.z.copy_(self.experiment.clean.heads)
-        self.m.copy_(self.experiment.clean.mlps)
-        self.inputs.clear()
-        self.projected.clear()
-        self._refresh_all()
-        return self.loss()
+    def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
+        """The loss of each of some masks, from its edge set alone: every node that differs from the clean run is
+        evaluated."""
+        rows = []
+        for mask in masks:
+            self.mask = mask
+            self.z.copy_(self.experiment.clean.heads)
+            self.m.copy_(self.experiment.clean.mlps)
+            self.inputs.clear()
+            self.projected.clear()
+            self._refresh_all()
+            rows.append(self._rows(self._input("logits")))
+        metric = self.experiment.metric
+        return metric.loss(self.model.unembed(torch.stack(rows), metric.columns)).tolist()
 
     def _set_read_positions(self) -> None:
         """`read_positions`: `pair slot`; readout r stands at (`read_pair[r]`, `read_slot[r]`)."""

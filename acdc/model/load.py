@@ -327,7 +327,7 @@ def _read_layer(block: Any, where: str, config: Any, rotary: Rotary | None) -> L
     else:
         raise ModelError(f"{where}.attn: {type(inner).__name__} does not say its attention scale; it is not supported")
     weights = {key: getattr(attention, key) for key in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V", "W_O", "b_O")}
-    weights = {key: None if w is None else w.detach() for key, w in weights.items()}
+    weights = {key: None if w is None else w.detach().contiguous() for key, w in weights.items()}
     for key in ("b_Q", "b_K", "b_V"):
         if weights[key] is not None:
             weights[key] = weights[key].reshape(-1, config.d_head)

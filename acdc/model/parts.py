@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acdc.graph import GraphConfig
+from acdc.model.linear import linear
 
 T = TypeVar("T")
 
@@ -97,12 +98,12 @@ class Mlp:
     def __call__(self, x: Tensor) -> Tensor:
         """What the MLP writes for the residual stream `x`, `... d_model` to the same."""
         x = self.norm(x)
-        hidden = F.linear(x, self.W_in.T, self.b_in)
+        hidden = linear(x, self.W_in.T, self.b_in)
         if self.W_gate is not None:
-            hidden = self.activation(F.linear(x, self.W_gate.T, self.b_gate)) * hidden
+            hidden = self.activation(linear(x, self.W_gate.T, self.b_gate)) * hidden
         else:
             hidden = self.activation(hidden)
-        return F.linear(hidden, self.W_out.T, self.b_out)
+        return linear(hidden, self.W_out.T, self.b_out)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Layer:
         """
         W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
         row = head // (self.n_heads // W.shape[0])
-        projected = F.linear(self.norm(x), W[row].T, None if b is None else b[row])
+        projected = linear(self.norm(x), W[row].T, None if b is None else b[row])
         if self.rotary is None or letter == "v":
             return projected
         return self.rotary(projected, positions)
@@ -227,7 +228,7 @@ class LanguageModel:
         W, b = self.W_U, self.b_U
         if columns is not None:
             W, b = W[:, columns], None if b is None else b[columns]
-        return F.linear(self.final_norm(x), W.T, b)
+        return linear(self.final_norm(x), W.T, b)
 
     def attention_mask(self, lengths: Tensor, n_positions: int) -> Tensor:
         """`pair query key`, True where a query may not look: the future in a causal model, padding in any other."""

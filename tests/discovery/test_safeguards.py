@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,7 +44,7 @@ def test_blocks_see_the_ablation_of_all_pairs(ablation: str) -> None:
     settings = AblationSettings("noise", draws=2) if ablation == "noise" else AblationSettings(ablation)
     one = experiment(small("gpt_neox"), random_pairs(22), "kl_div", settings)
     whole = decide(one, 0.02, memory_gb=1.0)[1]
-    assert isinstance(make_pruning_engine("incremental", one, EdgeMask.all(one.graph), None, 1e-9), BlockedPruning)
+    assert isinstance(make_pruning_engine("incremental", one, EdgeMask.all(one.graph), 1e-9), BlockedPruning)
     assert_same_decisions(decide(one, 0.02, memory_gb=1e-9)[1], whole)
 
 
@@ -86,13 +86,13 @@ def test_as_many_decisions_are_looked_at_as_asked_for() -> None:
 
 @pytest.mark.parametrize("every", [1, "auto"])
 def test_a_wrong_engine_is_found_out(every: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = IncrementalPruning.losses_without
+    right = IncrementalPruning.losses
 
-    def wrong(self: IncrementalPruning, edges: list[Edge]) -> Generator[float, None, None]:
-        for edge, loss in zip(edges, right(self, edges), strict=False):
-            yield loss + (0.01 if edge.receiver != "logits" else 0.0)
+    def wrong(self: IncrementalPruning, edges: list[Edge], gone: list[bool]) -> list[float]:
+        shift = 0.01 if edges[0].receiver != "logits" else 0.0
+        return [loss + shift for loss in right(self, edges, gone)]
 
-    monkeypatch.setattr(IncrementalPruning, "losses_without", wrong)
+    monkeypatch.setattr(IncrementalPruning, "losses", wrong)
     one = experiment(small("gpt2"), random_pairs(25))
     with pytest.raises(RunError, match=r"the incremental engine .* without \S+->m1, the full one") as caught:
         decide(one, 0.05, verify_every=every)

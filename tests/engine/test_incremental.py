@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +88,24 @@ def tolerance(one: Experiment) -> float:
     return 1e-4 * max(1.0, float(one.clean_logits.abs().max()) / 10)
 
 
+def masks_without(mask: EdgeMask, edges: list[Edge], gone: list[bool]) -> list[EdgeMask]:
+    """The masks without each edge and those before it that are gone."""
+    masks = []
+    for edge, goes in zip(edges, gone, strict=True):
+        masks.append(mask.without(edge))
+        mask = masks[-1] if goes else mask
+    return masks
+
+
 def walk(one: Experiment, graph: Graph, keep: float, seed: int, chunk: int | None, stop: int) -> Iterator[tuple]:
     """The pruning loop with edges kept at random: (edge, loss without it, the same in float64 and in full).
 
-    It ends after `stop` tests, since an error would only go on from there.
+    Batches assume whatever is drawn about the edges before; decisions fall otherwise, and the next batch begins behind
+    one. It ends after `stop` tests, since an error would only go on from there.
     """
     rng = random.Random(seed)
     mask, exact = EdgeMask.all(graph), FullEngine(one.to("cpu", torch.float64))
-    engine = make_pruning_engine("incremental", one, mask, chunk)
+    engine = make_pruning_engine("incremental", one, mask)
     tested = 0
     for receiver, senders in graph.test_order:
         edges = [Edge(sender, receiver) for sender in senders]
@@ -104,18 +113,20 @@ def walk(one: Experiment, graph: Graph, keep: float, seed: int, chunk: int | Non
             mask.set(edges, False)
             continue
         engine.enter(receiver)
+        removed = []
         while edges:
-            n_removed = next((i for i in range(len(edges)) if rng.random() < keep), len(edges))
-            expected = exact.losses(mask.without_prefixes(edges[: n_removed + 1]))
-            losses = engine.losses_without(edges)
-            for i, (edge, loss) in enumerate(zip(edges, islice(losses, n_removed + 1), strict=False)):
-                yield edge, loss, expected[i]
-                tested += 1
-                if i < n_removed:
+            batch = edges[: min(chunk or rng.choice([1, 2, 8]), engine.most_variants)]
+            gone = [rng.random() >= keep for _ in batch]
+            expected = exact.losses(masks_without(mask, batch, gone))
+            yield from zip(batch, engine.losses(batch, gone), expected, strict=True)
+            decided = batch[: rng.randint(1, len(batch))]
+            tested += len(batch)
+            for edge in decided:
+                if rng.random() >= keep:
                     mask.set([edge], False)
-            losses.close()
-            engine.remove(edges[:n_removed])
-            edges = edges[n_removed + 1 :]
+                    removed.append(edge)
+            edges = edges[len(decided) :]
+        engine.leave(removed)
         if tested > stop:
             break
 
@@ -170,9 +181,13 @@ def test_a_port_whose_edges_are_all_gone(ablation: str) -> None:
     for receiver, senders in graph.test_order:
         edges = [Edge(sender, receiver) for sender in senders]
         engine.enter(receiver)
-        losses = list(engine.losses_without(edges))
-        for loss, expected in zip(losses, exact.losses(mask.without_prefixes(edges)), strict=True):
+        batch = edges[: engine.most_variants]
+        gone = [True] * len(batch)
+        for loss, expected in zip(
+            engine.losses(batch, gone), exact.losses(masks_without(mask, batch, gone)), strict=True
+        ):
             assert loss == pytest.approx(expected, abs=2e-5), receiver  # every edge is kept after that
+        engine.leave([])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -258,7 +273,16 @@ def test_a_real_llama_in_all_settings(
     same_on_both_engines(stories(metric, ablation), threshold, projection_edges)
 
 
-TASKS = ("ioi", "greater_than", "gendered_pronoun", "induction")
+TASKS = (
+    "ioi",
+    "greater_than",
+    "gendered_pronoun",
+    "induction",
+    "docstring",
+    "factual_recall",
+    "sentiment",
+    "subject_verb_agreement",
+)
 POCKET = list(
     itertools.product(TASKS, ("kl_div", "logit_diff"), ("corrupted", "zero", "mean"), (False, True), (0.5, 0.1, 0.02))
 )

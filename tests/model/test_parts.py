@@ -51,10 +51,12 @@ def test_logits_are_hugging_faces(family: str, seed: int, tmp_path: Path) -> Non
 def test_logits_are_the_native_models(kind: str) -> None:
     bridge = make_native(kind, n_layers=3)
     model = read_parts(bridge, kind)
+    logits = bridge(TOKENS).detach()
+    # Without norms the stream grows to thousands, and the products of PyTorch round differently.
     torch.testing.assert_close(
-        logits_of(model, TOKENS), bridge(TOKENS), rtol=1e-5, atol=1e-3 if kind == "bidirectional" else 1e-4
+        logits_of(model, TOKENS), logits, rtol=0, atol=5e-5 * max(1.0, float(logits.abs().max()))
     )
-    assert check_parts(model, bridge, TOKENS) < 1e-5
+    assert check_parts(model, bridge, TOKENS) < (5e-5 if kind == "bidirectional" else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt-nano-sort", "stories260K"])

@@ -1,0 +1,80 @@
+"""Many removals evaluated at once, as the decisions about them will probably fall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from acdc.graph import Edge
+
+
+class Removals(Protocol):
+    """What evaluates removals at one receiver."""
+
+    @property
+    def most_variants(self) -> int:
+        """How many can be evaluated at once."""
+
+    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
+        """The loss without each edge, where of those before it in the list the ones that `gone` says are out too."""
+
+
+class Lookahead:
+    """Tests a receiver's edges in order, in batches.
+
+    The j-th candidate of a batch assumes guesses about the j − 1 before it, and counts only if all of them were right:
+    so the decisions are those of testing one at a time. A candidate behind a wrong guess is evaluated again; the effect
+    it had is what it is guessed by then. Before that it is guessed by the latest decision about its sender at a
+    receiver of the same kind.
+
+    Parameters
+    ----------
+    engine: evaluates. threshold: τ, for the guesses. batch_size: candidates in a batch; None lets the number grow
+        while guesses are right and shrink where they are wrong.
+    """
+
+    def __init__(self, engine: Removals, threshold: float, batch_size: int | None = None) -> None:
+        self.engine, self.threshold = engine, threshold
+        self.fixed = batch_size
+        # By kind of receiver: MLPs keep a larger share of their edges than heads do.
+        self.sizes: dict[str, int] = {}
+        self.latest: dict[str, dict[str, bool]] = {}
+
+    def test(self, edges: list[Edge], current: float, decide: Callable[[Edge, float], bool]) -> list[Edge]:
+        """Decide a receiver's edges in order; returns those that go.
+
+        Parameters
+        ----------
+        current: the loss with all of them. decide: told an edge and the loss without it, says whether it is kept.
+        """
+        kind = _kind(edges[0].receiver)
+        latest, size = self.latest.setdefault(kind, {}), self.sizes.get(kind, 8)
+        guesses: dict[Edge, bool] = {}
+        removed: list[Edge] = []
+        start = 0
+        while start < len(edges):
+            batch = edges[start : start + (self.fixed or min(size, self.engine.most_variants))]
+            keeps = [guesses.get(edge, latest.get(edge.sender, False)) for edge in batch]
+            losses = self.engine.losses(batch, [not keep for keep in keeps])
+            before = current
+            for edge, keep, loss in zip(batch, keeps, losses, strict=True):
+                guesses[edge] = loss - before >= self.threshold
+                before = before if keep else loss
+            right = True
+            for edge, keep, loss in zip(batch, keeps, losses, strict=True):
+                kept = latest[edge.sender] = decide(edge, loss)
+                start += 1
+                if not kept:
+                    removed.append(edge)
+                    current = loss
+                if kept != keep:
+                    right = False
+                    break
+            size = max(size, 2 * len(batch)) if right else max(4, len(batch) // 2)
+        self.sizes[kind] = size
+        return removed
+
+
+def _kind(receiver: str) -> str:
+    """`logits`, `m`, or the letter of a port."""
+    return receiver if receiver == "logits" else receiver[-2] if receiver.startswith("a") else "m"
