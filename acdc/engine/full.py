@@ -31,7 +31,7 @@ def streams(model: LanguageModel, values: Values) -> tuple[list[Tensor], list[Te
     attention, mlp = [], []
     for i, layer in enumerate(model.layers):
         attention.append(stream)
-        attended = stream + layer.write(values.heads[i]).sum(0)
+        attended = stream + layer.write_together(values.heads[i])
         if layer.b_O is not None:
             attended = attended + layer.b_O
         if layer.mlp is None:

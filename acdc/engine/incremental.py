@@ -42,16 +42,17 @@ class IncrementalPruning(CircuitState):
 
     Parameters
     ----------
-    memory: bytes that variants evaluated at once may take.
+    memory: bytes that variants evaluated at once may take, and again what is kept of senders.
     """
 
     def __init__(self, experiment: Experiment, mask: EdgeMask, memory: int = 2**30) -> None:
-        super().__init__(experiment, mask)
+        super().__init__(experiment, mask, room=memory)
         self.memory = memory
         with torch.inference_mode():
             self.readout = Readout(experiment)
         self.most_variants = 1
         self.maps: dict[tuple[str, ...], list[Tensor]] = {}  # what heads' z do to the logits
+        self.current: Tensor | None = None
         self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
         self.base_scale = torch.zeros(())  # the smallest that the last norm had since the base was made whole
         self.base_age = 0
@@ -149,14 +150,13 @@ class IncrementalPruning(CircuitState):
         self.changed = False
         self.levels = self._needed()
         for port in [*self._ports_of(plan.own), *(port for _, ports in plan.nodes for port in ports)]:
-            self.inputs.pop(port, None)
             self.projected.pop(port, None)
         before = [self._z_rows(head, self.z) for head in plan.to_logits] if self._is_linear(plan) else []
         for node in (plan.own, *(node for node, _ in plan.nodes)):
             if node in self.levels and node != "logits":
                 self._refresh(node)
         if plan.to_logits or plan.own == "logits":
-            self.inputs.pop("logits", None)
+            self.current = None
         if before and self.base_age < 16:
             after = [self._z_rows(head, self.z) for head in plan.to_logits]
             moved = torch.cat(after, -1) - torch.cat(before, -1)
@@ -279,12 +279,12 @@ class IncrementalPruning(CircuitState):
         """The losses when these senders of the logits change."""
         if not to_logits:
             n_variants = next(iter(changes.values())).shape[1]
-            return self.readout.losses(self._rows(self._input("logits"))[:, None]).expand(n_variants)
+            return self.readout.losses(self._current()[:, None]).expand(n_variants)
         x = self._rest("logits", to_logits)[:, None] + self._received(changes, "logits", to_logits)
         x = x[self.read_pair, :, self.read_slot]
         if not self._thin(to_logits) or self.readout.columns is not None:
             return self.readout.losses(x)
-        current = self._rows(self._input("logits"))
+        current = self._current()
         scale = self.readout.scale(current)
         if self.base_logits is None or bool((scale > 8 * self.base_scale).any()):
             self.base_logits, self.base_scale, self.base_age = self.readout.base(current), scale, 0
@@ -299,6 +299,12 @@ class IncrementalPruning(CircuitState):
             before = self._z_rows(sender, self.z) - ablated[self.read_pair, self.experiment.readouts.position]
             moved.append(changes[sender][self.read_pair, :, where] - before[:, None])
         return self.readout.losses(x, self.base_logits, torch.cat(moved, -1), self._map(tuple(to_logits)))
+
+    def _current(self) -> Tensor:
+        """The stream that the logits read as the receiver was entered, `readout d_model`."""
+        if self.current is None:
+            self.current = self._rows(self._input("logits"))
+        return self.current
 
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
         """What these heads' z do to the logits; the latest few are kept, for a layer's heads take turns."""

@@ -18,6 +18,7 @@ from acdc.engine.full import streams
 from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, node_of, parse_node
+from acdc.model.linear import linear
 
 READ, ALL = 0, 1  # where a node is needed
 
@@ -25,19 +26,24 @@ READ, ALL = 0, 1  # where a node is needed
 class CircuitState:
     """Every sender's current output, rebuilt from the edge set where the mask has changed it.
 
+    Parameters
+    ----------
+    room: bytes that may be spent on keeping what senders add, which costs products to make again.
+
+    Attributes
+    ----------
     `z`: heads' outputs before W_O, `layer head pair pos d_head`; `m`: MLPs', `layer pair pos d_model`. Both are the
     clean run's where nothing has changed them, and right only where the node is needed.
     """
 
-    def __init__(self, experiment: Experiment, mask: EdgeMask) -> None:
-        self.experiment, self.mask = experiment, mask
+    def __init__(self, experiment: Experiment, mask: EdgeMask, room: int = 2**30) -> None:
+        self.experiment, self.mask, self.room = experiment, mask, room
         self.model, self.graph = experiment.model, mask.graph
         with torch.inference_mode():
             self.bases = streams(self.model, experiment.ablated)
             self._set_read_positions()
             self.z = experiment.clean.heads.clone()
             self.m = experiment.clean.mlps.clone()
-            self.inputs: dict[str, Tensor] = {}  # current input of a port, where the port is needed
             self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
             self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
             self.levels: dict[str, int] = {}
@@ -52,7 +58,6 @@ class CircuitState:
             self.mask = mask
             self.z.copy_(self.experiment.clean.heads)
             self.m.copy_(self.experiment.clean.mlps)
-            self.inputs.clear()
             self.projected.clear()
             self._refresh_all()
             rows.append(self._rows(self._input("logits")))
@@ -119,21 +124,26 @@ class CircuitState:
         return logits if port == "logits" else mlp[node.layer] if node.kind == "mlp" else attention[node.layer]
 
     def _delta(self, sender: str, level: int) -> Tensor:
-        """clean − ablated of a sender, `pair pos d_model`."""
+        """clean − ablated of a sender, `pair pos d_model`; kept for the next time while there is room."""
         key = (sender, level)
-        if key not in self.deltas:
-            clean, ablated = self.experiment.clean, self.experiment.ablated
-            node = parse_node(sender)
-            if node.kind == "head":
-                z = self._at((clean.heads - ablated.heads)[node.layer, node.head], level)
-                delta = z @ self.model.layers[node.layer].W_O[node.head]
-            elif node.kind == "mlp":
-                delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
-            else:
-                which = self.graph.inputs.index(sender)
-                delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
+        if key in self.deltas:
+            return self.deltas[key]
+        clean, ablated = self.experiment.clean, self.experiment.ablated
+        node = parse_node(sender)
+        if node.kind == "head":
+            one = node.layer, node.head
+            z = self._at(clean.heads[one] - ablated.heads[one], level)
+            delta = linear(z, self.model.layers[node.layer].W_O[node.head].T)
+        elif node.kind == "mlp":
+            delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
+        else:
+            which = self.graph.inputs.index(sender)
+            delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
+        size = delta.numel() * delta.element_size()
+        if size <= self.room:
             self.deltas[key] = delta
-        return self.deltas[key]
+            self.room -= size
+        return delta
 
     def _received_now(self, port: str, level: int, without: frozenset[str] = frozenset()) -> Tensor:
         """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `pair
@@ -150,7 +160,7 @@ class CircuitState:
             heads = present[start : start + n_heads].nonzero()[0].tolist()
             if heads:
                 z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
-                total += layer.write(z, heads).sum(0)
+                total += layer.write_together(z, heads)
             start += n_heads
             if layer.mlp is not None:
                 if present[start]:
@@ -160,13 +170,9 @@ class CircuitState:
 
     def _input(self, port: str) -> Tensor:
         """A port's current input where it is needed, summed from the edge set."""
-        if port not in self.inputs:
-            level = self._port_level(port)
-            x = self._at(self._base(port), level)
-            if self.mask.projections[self.graph.port_index[port]]:
-                x = x + self._received_now(port, level)
-            self.inputs[port] = x
-        return self.inputs[port]
+        level = self._port_level(port)
+        x = self._at(self._base(port), level)
+        return x + self._received_now(port, level) if self.mask.projections[self.graph.port_index[port]] else x
 
     def _project(self, port: str) -> Tensor:
         """A port's current q, k or v, `pair pos d_head`."""

@@ -68,5 +68,5 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
 def _attend(layer: Any, x: Tensor, mask: Tensor) -> Tensor:
     """The attention output of a layer with its bias, for one residual stream `pair pos d_model`."""
     q, k, v = (layer.project(letter, x[None]) for letter in "qkv")
-    out = layer.write(layer.mix(q, k, v, mask)).sum(0)
+    out = layer.write_together(layer.mix(q, k, v, mask))
     return out if layer.b_O is None else out + layer.b_O

@@ -25,7 +25,7 @@ def run(model: LanguageModel, tokens: Tensor, lengths: Tensor) -> tuple[Values, 
         q, k, v = (layer.project(letter, stream[None]) for letter in "qkv")
         z = layer.mix(q, k, v, mask)
         heads.append(z)
-        attended = stream + layer.write(z).sum(0)
+        attended = stream + layer.write_together(z)
         if layer.b_O is not None:
             attended = attended + layer.b_O
         if layer.mlp is not None:

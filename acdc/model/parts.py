@@ -7,7 +7,7 @@ norm. Attention output biases belong to the residual stream (`Layer.b_O`), never
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -167,6 +167,10 @@ class Layer:
         """Attention: q, k, v `... pair pos d_head` to z of the same shape. `mask`: True where a query may not look."""
         scores = (q @ k.transpose(-2, -1)) * self.scale
         return scores.masked_fill(mask, float("-inf")).softmax(-1) @ v
+
+    def write_together(self, z: Tensor, heads: Sequence[int] | slice = slice(None)) -> Tensor:
+        """What heads write in all: `... head pair pos d_head` → `... pair pos d_model`, without the layer's bias."""
+        return linear(z.movedim(-4, -2).flatten(-2), self.W_O[heads].flatten(0, 1).T)
 
     def write(self, z: Tensor, heads: Tensor | slice = slice(None)) -> Tensor:
         """What heads write: `... head pair pos d_head` → `... head pair pos d_model`, without the layer's bias."""
