@@ -47,20 +47,21 @@ class CircuitState:
             self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
             self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
             self.levels: dict[str, int] = {}
-            self._refresh_all()
+            self._refresh_since(EdgeMask.all(self.graph))
 
     @torch.inference_mode()
     def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
         """The loss of each of some masks, from its edge set alone: every node that differs from the clean run is
-        evaluated."""
-        rows = []
+        evaluated, and for each mask after the first, a part of the one before it, every node that differs from there."""
+        rows, latest = [], EdgeMask.all(self.graph)
+        self.z.copy_(self.experiment.clean.heads)
+        self.m.copy_(self.experiment.clean.mlps)
+        self.projected.clear()
         for mask in masks:
             self.mask = mask
-            self.z.copy_(self.experiment.clean.heads)
-            self.m.copy_(self.experiment.clean.mlps)
-            self.projected.clear()
-            self._refresh_all()
+            self._refresh_since(latest)
             rows.append(self._rows(self._input("logits")))
+            latest = mask
         metric = self.experiment.metric
         return metric.loss(self.model.unembed(torch.stack(rows), metric.columns)).tolist()
 
@@ -203,16 +204,19 @@ class CircuitState:
         pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
         return times(pattern, v)
 
-    def _refresh_all(self) -> None:
-        """Evaluate every node that differs from the clean run, in order."""
+    def _refresh_since(self, earlier: EdgeMask) -> None:
+        """Evaluate, in order, every node that differs from what it was under a mask with these edges and more."""
         self.levels = self._needed()
-        missing = (EdgeMask.all(self.graph).ports & ~self.mask.ports).any(-1).numpy()
         ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
+        differs = (earlier.ports.numpy() != ports).any(-1) | (earlier.projections.numpy() != projections)
         changed = np.zeros(len(self.graph.senders), dtype=bool)
         for i, node in enumerate(self.graph.senders):
-            rows = [self.graph.port_index[port] for port in self._ports_of(node)]
-            changed[i] = any(missing[row] or not projections[row] or ports[row, changed].any() for row in rows)
+            names = self._ports_of(node)
+            rows = [self.graph.port_index[port] for port in names]
+            changed[i] = any(differs[row] or (projections[row] and ports[row, changed].any()) for row in rows)
             if changed[i] and node in self.levels:
+                for port in names:
+                    self.projected.pop(port, None)
                 self._refresh(node)
 
     def _refresh(self, name: str) -> None:
