@@ -85,8 +85,8 @@ class Journal:
             "kept": decision.kept,
             "metric": decision.metric,
         }
-        if decision.near_tie:
-            record["near_tie"] = True
+        if decision.rounding is not None:
+            record["rounding"] = decision.rounding
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()  # in the system's hands: survives a killed process
 
@@ -106,7 +106,7 @@ def _parse(line: bytes) -> Decision:
         float(record["effect"]),
         bool(record["kept"]),
         float(record["metric"]),
-        bool(record.get("near_tie", False)),
+        float(record["rounding"]) if "rounding" in record else None,
     )
 
 

@@ -11,11 +11,9 @@ Random checkpoints have Hugging Face's initialisation; the thresholds were chose
 from __future__ import annotations
 
 import argparse
-import cProfile
 import json
 import os
 import platform
-import pstats
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,13 +30,13 @@ from acdc.experiment import Experiment
 from acdc.graph import Graph
 from acdc.model.load import ModelSettings, load_model
 from acdc.tasks.base import Pair, Task
+from benchmarks.clock import Clock
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257},
     "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257},
-    "small": {"n_layer": 6, "n_head": 8, "n_embd": 512, "vocab_size": 8192},
 }
-THRESHOLDS = {"gpt2": (3e-5, 4e-6, 1.3e-6), "medium": (2e-5,), "small": (2e-5,)}
+THRESHOLDS = {"gpt2": (3.8e-5, 4e-6, 1.3e-6), "medium": (2e-5,)}
 
 
 def checkpoint(folder: Path, **shape: Any) -> Path:
@@ -119,38 +117,21 @@ def scaling(folder: Path) -> list[dict[str, Any]]:
         ("layers × 2", {"n_layer": 8}, 10, 16),
         ("heads × 2", {"n_head": 8}, 10, 16),
     ):
-        model = checkpoint(folder / f"scaling-{'-'.join(map(str, shape.values())) or 'base'}", **{**base, **shape})
+        model = checkpoint(
+            folder / f"scaling-{'-'.join(f'{k}{v}' for k, v in shape.items()) or 'base'}", **{**base, **shape}
+        )
         rows.append({"what": name, **measure(model, random_task(8192, n_pairs, n_positions), 2e-5)})
     return rows
 
 
-PARTS = {
-    "unembedding and metric": ("readout.py", "losses"),
-    "MLPs": ("parts.py", "__call__"),
-    "heads": ("incremental.py", "_output"),
-    "forming candidates": ("incremental.py", "_without"),
-    "refreshing stored values": ("incremental.py", "_refresh_behind"),
-    "float64 near-ties": ("acdc.py", "around"),
-    "verification": ("acdc.py", "look"),
-}
-
-
-def profile(folder: Path, threshold: float) -> dict[str, float]:
-    """Share of the time spent in each part (nested parts are taken out of those around them where it matters)."""
+def profile(folder: Path, threshold: float) -> list[dict[str, Any]]:
+    """Where the time goes, on GPT-2 small's shape."""
     model, _ = load_model(ModelSettings(name="local", path=str(folder)))
     experiment = Experiment.build(model, random_task(50257, 10, 16), metric="kl_div")
-    profiler = cProfile.Profile()
-    profiler.enable()
-    discover(experiment, threshold=threshold)
-    profiler.disable()
-    stats = pstats.Stats(profiler)
-    total = stats.total_tt  # type: ignore[attr-defined]
-    shares: dict[str, float] = {}
-    for part, (file, function) in PARTS.items():
-        for (path, _, name), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
-            if path.endswith(f"/{file}") and name == function:
-                shares[part] = shares.get(part, 0.0) + cumulative / total
-    return shares
+    clock = Clock()
+    with clock.running():
+        discover(experiment, threshold=threshold)
+    return clock.rows()
 
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
@@ -198,8 +179,12 @@ def main() -> None:
         elif part == "profile":
             folder = checkpoint(arguments.folder / "gpt2", **SHAPES["gpt2"])
             result[part] = profile(folder, THRESHOLDS["gpt2"][0])
-            for name, share in result[part].items():
-                console.print(f"{name:28} {share:6.1%}")
+            table = Table("part", "share", "seconds", "GFLOP", "of the best product", title=part)
+            for r in result[part]:
+                table.add_row(
+                    r["part"], f"{r['share']:.1%}", f"{r['seconds']:.1f}", f"{r['gflop']:.0f}", f"{r['of_best']:.0%}"
+                )
+            console.print(table)
             continue
         else:
             folder = checkpoint(arguments.folder / part, **SHAPES[part])

@@ -13,18 +13,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-
-import torch
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, Observer
+from acdc.discovery.near_ties import NearTies
 from acdc.engine.full import FullEngine
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import PruningEngine, make_pruning_engine
-from acdc.engine.state import CircuitState
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
@@ -45,8 +43,8 @@ class Settings:
     batch_size: candidates tested at once, or `auto`; it changes no decision.
     memory_gb: what temporary tensors may take; None is a share of what is free.
     verify_every: compare every so-many-th test with the full engine; `auto` spends about 2% of the time on it, 0 never.
-    tie_tolerance: ε. If |effect − τ| < ε·(1 + |loss| + RMS of the model's logits), which is how rounding in float32
-        grows, the edge is decided by a full evaluation in float64 on the CPU.
+    tie_tolerance: ε. An effect within ε·(1 + |loss| + RMS of the model's logits) of the threshold, or less where the
+        run shows that rounding reaches less far, is settled by a full evaluation in float64 on the CPU (`near_ties`).
     """
 
     name: str = "acdc"
@@ -112,16 +110,14 @@ class _Pruning:
     replay: list[Decision]
     kept: dict[Edge, float] = field(default_factory=dict)
     tested: dict[Edge, float] = field(default_factory=dict)
-    near_ties: int = 0
 
     def run(self) -> Circuit:
         settings, metric = self.settings, self.experiment.metric
         graph = Graph(self.experiment.model.config, settings.projection_edges)
         self.mask = EdgeMask.all(graph)
         self.engine: PruningEngine | None = None
-        self.exact = _ExactLoss(self.experiment, settings)
+        self.ties = NearTies(self.experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
         self.verifier = _Verifier(self.experiment, settings)
-        self.scale = 1 + self.experiment.clean_logits.double().square().mean().sqrt().item()
         self.current = metric.loss_of_model(self.experiment.clean_logits)
         self.remaining = len(graph)
         self.observer.started(graph, metric.from_loss(self.current))
@@ -147,7 +143,7 @@ class _Pruning:
             model=self.experiment.model.name,
             task=self.experiment.task.name,
             method={**asdict(settings), "threshold": self.threshold},
-            metrics={"decisions": len(self.tested), "near_ties": self.near_ties, "verified": self.verifier.done},
+            metrics={"decisions": len(self.tested), "near_ties": self.ties.seen, "verified": self.verifier.done},
         )
 
     def _take_over(self, decision: Decision, edge: Edge) -> None:
@@ -155,8 +151,8 @@ class _Pruning:
             raise RunError(f"the journal tested {decision.edge} where this run tests {edge}: it is of another run")
         if not decision.kept:
             self.mask.set([edge], False)
-        self.current = self.experiment.metric.from_loss(decision.metric)
-        self._record(decision)
+        loss_before, self.current = self.current, self.experiment.metric.from_loss(decision.metric)
+        self._record(decision, loss_before)
         self.observer.replayed(decision, self.remaining)
 
     def _decide(self, receiver: str, edges: list[Edge]) -> None:
@@ -172,45 +168,28 @@ class _Pruning:
         """Decide one edge; True if it is kept."""
         self.verifier.look(self.mask, edge, loss)
         effect = loss - self.current
-        near_tie = abs(effect - self.threshold) < self.settings.tie_tolerance * (self.scale + abs(self.current))
-        if near_tie:
-            before, loss = self.exact.around(self.mask, edge)
-            effect = loss - before
+        rounding = None
+        if self.ties.holds(effect, self.threshold, self.current):
+            before, loss = self.ties.settle(self.mask, edge)
+            rounding, effect = abs(loss - before - effect), loss - before
         # In float64 the last digits are noise too: an exact tie counts as reaching the threshold.
-        kept = effect >= self.threshold - (1e-12 if near_tie else 0.0)
+        kept = effect >= self.threshold - (0.0 if rounding is None else 1e-12)
+        loss_before = self.current
         if not kept:
             self.mask.set([edge], False)
             self.current = loss
-        decision = Decision(edge, effect, kept, self.experiment.metric.from_loss(self.current), near_tie)
-        self._record(decision)
+        decision = Decision(edge, effect, kept, self.experiment.metric.from_loss(self.current), rounding)
+        self._record(decision, loss_before)
         self.observer.decided(decision, self.remaining)
         return kept
 
-    def _record(self, decision: Decision) -> None:
+    def _record(self, decision: Decision, loss_before: float) -> None:
         self.tested[decision.edge] = decision.effect
         if decision.kept:
             self.kept[decision.edge] = decision.effect
-        self.near_ties += decision.near_tie
+        if decision.rounding is not None:
+            self.ties.learn(decision.rounding, loss_before)
         self.remaining -= 1
-
-
-class _ExactLoss:
-    """Losses in float64 on the CPU, each from its edge set alone; made only when the first near-tie comes."""
-
-    def __init__(self, experiment: Experiment, settings: Settings) -> None:
-        self.experiment, self.settings = experiment, settings
-        self.losses_of: Callable[[Sequence[EdgeMask]], list[float]] | None = None
-
-    def around(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
-        """The loss with and without an edge."""
-        if self.losses_of is None:
-            exact = self.experiment.to("cpu", torch.float64)
-            if self.settings.engine == "full":
-                self.losses_of = FullEngine(exact, self.settings.memory_gb).losses
-            else:
-                self.losses_of = CircuitState(exact, mask).losses_of
-        before, after = self.losses_of([mask, mask.without(edge)])
-        return before, after
 
 
 class _Verifier:

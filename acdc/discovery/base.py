@@ -16,14 +16,18 @@ class Decision:
     ----------
     effect: loss after − loss before removing it; positive means that the edge helps.
     kept: whether it stays. metric: of the circuit as it stands after the decision, in the metric's own direction.
-    near_tie: settled in float64, because |effect − τ| was within rounding.
+    rounding: of a near-tie, which was settled in float64: how far the effect in the run's own precision was from that.
     """
 
     edge: Edge
     effect: float
     kept: bool
     metric: float
-    near_tie: bool = False
+    rounding: float | None = None
+
+    @property
+    def near_tie(self) -> bool:
+        return self.rounding is not None
 
 
 class Observer(Protocol):

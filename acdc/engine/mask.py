@@ -35,7 +35,7 @@ class EdgeMask:
         mask = cls(
             graph,
             torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.bool),
-            torch.full((len(graph.ports),), not graph.projection_edges),
+            torch.tensor([not (graph.projection_edges and "<" in port) for port in graph.ports]),
         )
         mask.set(edges, True)
         return mask

@@ -51,8 +51,8 @@ class CircuitState:
 
     @torch.inference_mode()
     def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
-        """The loss of each of some masks, from its edge set alone: every node that differs from the clean run is
-        evaluated, and for each mask after the first, a part of the one before it, every node that differs from there."""
+        """The loss of each of some masks, each a part of the one before, from its edge set alone: every node that
+        differs from the clean run is evaluated, later ones only where they differ from the mask before."""
         rows, latest = [], EdgeMask.all(self.graph)
         self.z.copy_(self.experiment.clean.heads)
         self.m.copy_(self.experiment.clean.mlps)

@@ -1,0 +1,68 @@
+"""What counts as a near-tie, and how it is settled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from experiments import KINDS, experiment, random_mask, random_pairs, small
+
+from acdc.discovery.near_ties import NearTies
+from acdc.engine.full import FullEngine
+from acdc.engine.mask import EdgeMask
+from acdc.engine.state import CircuitState
+from acdc.graph import Graph
+
+
+@pytest.mark.parametrize("projection_edges", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_smaller_and_smaller_masks(kind: str, projection_edges: bool) -> None:
+    """Each from what the one before left, against complete evaluations."""
+    one = experiment(small(kind), random_pairs(5)).to("cpu", torch.float64)
+    graph = Graph(one.model.config, projection_edges)
+    for seed in range(3):
+        masks = [random_mask(graph, seed, share=0.8)[1]]
+        for edge in random_mask(graph, seed, share=0.1)[0][:6]:
+            masks.append(masks[-1].without(edge))
+        state, full = CircuitState(one, EdgeMask.all(graph)), FullEngine(one)
+        for some in (masks, masks[-2:], masks[:1]):
+            assert state.losses_of(some) == pytest.approx(full.losses(some), abs=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["full", "incremental"])
+def test_settled_in_float64_from_the_edge_set(engine: str) -> None:
+    one = experiment(small("gpt2"), random_pairs(6))
+    edges, mask = random_mask(one.graph, 1)
+    before, after = NearTies(one, 1e-6, engine, None).settle(mask, edges[3])
+    exact = FullEngine(one.to("cpu", torch.float64))
+    assert before == pytest.approx(exact.loss(mask), abs=1e-12)
+    assert after == pytest.approx(exact.loss(EdgeMask.of(one.graph, [e for e in edges if e != edges[3]])), abs=1e-12)
+
+
+def test_the_window_follows_the_errors_that_were_seen() -> None:
+    one = experiment(small("gpt2"), random_pairs(7))
+    logits = float(one.clean_logits.double().square().mean().sqrt())
+    widest = 1e-6 * (1 + 0.5 + logits)
+
+    def window(ties: NearTies) -> float:
+        """By bisection."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if ties.holds(0.2 + middle, 0.2, 0.5) else (low, middle)
+        return low
+
+    ties = NearTies(one, 1e-6, "incremental", None)
+    for _ in range(15):
+        ties.learn(0.02 * widest, 0.5)
+        assert window(ties) == pytest.approx(widest, rel=1e-6)  # too few to tell
+    ties.learn(0.01 * widest, 0.5)
+    assert window(ties) == pytest.approx(0.1 * widest, rel=1e-6)
+    ties.learn(0.1 * widest, 0.5)
+    assert window(ties) == pytest.approx(0.5 * widest, rel=1e-6)
+    ties.learn(3 * widest, 0.5)
+    assert window(ties) == pytest.approx(widest, rel=1e-6)  # never wider than it began
+    silent = NearTies(one, 1e-6, "incremental", None)
+    for _ in range(20):
+        silent.learn(0.0, 0.5)
+    assert window(silent) == pytest.approx(widest / 64, rel=1e-6)
+    assert not NearTies(one, 0.0, "incremental", None).holds(0.2, 0.2, 0.5)
