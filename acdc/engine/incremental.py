@@ -58,7 +58,6 @@ class IncrementalPruning(CircuitState):
         self.base_age = 0
         self.plan: _Plan | None = None
         self.rests: dict[str, Tensor] = {}  # inputs of the plan's ports without the senders that change
-        self.kept: list[str] = []
         self.changed = False
         self.senders_in_order = {r: senders for r, senders in self.graph.test_order if not r.endswith("]")}
 
@@ -75,8 +74,7 @@ class IncrementalPruning(CircuitState):
 
     @torch.inference_mode()
     def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
-        self.kept = self._kept_before(edges[0])
-        return self._try(self._without(edges, gone))
+        return self._try(edges, gone, self._kept_before(edges[0]))
 
     def _kept_before(self, edge: Edge) -> list[str]:
         """The senders whose edges to the receiver were tested before an edge, and kept."""
@@ -86,19 +84,20 @@ class IncrementalPruning(CircuitState):
         earlier = self.order[: self.order.index(edge.sender)]
         return [sender for sender in earlier if present[self.graph.sender_index[sender]]]
 
-    def _try(self, variants: Tensor) -> list[float]:
-        """Losses of variants of the receiver's input; in halves where the device has no memory for all at once."""
+    def _try(self, edges: list[Edge], gone: list[bool], kept: list[str]) -> list[float]:
+        """The losses, in halves where the device has no memory for all at once."""
         try:
-            return self._evaluate(variants).tolist()
+            return self._evaluate(self._without(edges, gone, kept)).tolist()
         except torch.OutOfMemoryError as error:
-            half = variants.shape[1] // 2
+            half = len(edges) // 2
             if not half:
                 raise RunError(
                     "out of memory with a single variant: lower method.memory_gb or task.size, or use a smaller model"
                 ) from error
-            self.most_variants = half
         torch.cuda.empty_cache()
-        return self._try(variants[:, :half]) + self._try(variants[:, half:])
+        self.most_variants = half
+        stay = [edge.sender for edge, goes in zip(edges[:half], gone, strict=False) if not goes]
+        return self._try(edges[:half], gone[:half], kept) + self._try(edges[half:], gone[half:], kept + stay)
 
     def leave(self, removed: list[Edge]) -> None:
         self.changed = bool(removed)
@@ -202,23 +201,23 @@ class IncrementalPruning(CircuitState):
             tail = tail + self._delta(self.order[j], level)
         return tail
 
-    def _kept_input(self) -> Tensor:
-        """The receiver's ablated input with what its kept edges add."""
+    def _kept_input(self, kept: list[str]) -> Tensor:
+        """The receiver's ablated input with what these senders add."""
         level = self._port_level(self.port)
         x = self._at(self._base(self.port), level)
-        for sender in self.kept:
+        for sender in kept:
             x = x + self._delta(sender, level)
         return x
 
-    def _without(self, edges: list[Edge], gone: list[bool]) -> Tensor:
-        """The receiver's input without each of these edges, and without those before it that are gone: `pair variant
-        pos d_model`."""
+    def _without(self, edges: list[Edge], gone: list[bool], kept: list[str]) -> Tensor:
+        """The receiver's input without each of these edges and those before it that are gone, where of all edges before
+        them these senders' are kept: `pair variant pos d_model`."""
         if edges[0].is_projection:
             return self._at(self._base(self.port), self._port_level(self.port))[:, None]
         level, first = self._port_level(self.port), self.order.index(edges[0].sender)
         tail = self._tail(first + len(edges))
         variants = tail.new_empty((tail.shape[0], len(edges), *tail.shape[1:]))
-        x = self._kept_input()
+        x = self._kept_input(kept)
         if all(gone):
             tail = x + tail
         variants[:, -1] = tail

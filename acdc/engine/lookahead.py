@@ -53,7 +53,7 @@ class Lookahead:
         removed: list[Edge] = []
         start = 0
         while start < len(edges):
-            batch = edges[start : start + (self.fixed or min(size, self.engine.most_variants))]
+            batch = edges[start : start + min(self.fixed or size, self.engine.most_variants)]
             keeps = [guesses.get(edge, latest.get(edge.sender, False)) for edge in batch]
             losses = self.engine.losses(batch, [not keep for keep in keeps])
             before = current

@@ -156,17 +156,14 @@ class CircuitState:
         for i, name in enumerate(self.graph.inputs):
             if present[i]:
                 total += self._delta(name, level)
-        n_heads, start = self.graph.config.n_heads, len(self.graph.inputs)
-        for i, layer in enumerate(self.model.layers):
-            heads = present[start : start + n_heads].nonzero()[0].tolist()
-            if heads:
-                z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
-                total += layer.write_together(z, heads)
-            start += n_heads
-            if layer.mlp is not None:
-                if present[start]:
-                    total += self._at(self.m[i] - ablated.mlps[i], level)
-                start += 1
+        n_heads = self.graph.config.n_heads
+        by_layer = present[len(self.graph.inputs) :].reshape(len(self.model.layers), -1)
+        for i in by_layer[:, :n_heads].any(1).nonzero()[0].tolist():
+            heads = by_layer[i, :n_heads].nonzero()[0].tolist()
+            z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
+            total += self.model.layers[i].write_together(z, heads)
+        for i in by_layer[:, n_heads:].any(1).nonzero()[0].tolist():
+            total += self._at(self.m[i] - ablated.mlps[i], level)
         return total
 
     def _input(self, port: str) -> Tensor:
