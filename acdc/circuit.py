@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,23 @@ class Circuit:
 
     def __iter__(self) -> Iterator[Edge]:
         return iter(self.edges)
+
+    def of_model(self, graph: Graph, name: str = "the circuit") -> Circuit:
+        """The circuit as one of the model that `graph` is of; FormatError if that has another shape.
+
+        A file of MIB's does not say how many key-value heads there are; the model's own number stands in for it.
+        """
+        mine, theirs = self.graph.config, graph.config
+        if mine.n_key_value_heads is None:
+            mine = replace(mine, n_key_value_heads=theirs.n_key_value_heads)
+        if mine != theirs:
+            differing = [key for key, value in mine.as_dict().items() if value != theirs.as_dict()[key]]
+            shapes = (", ".join(f"{key} {getattr(config, key)}" for key in differing) for config in (mine, theirs))
+            raise FormatError(
+                f"{name} is a circuit of another model: it has {next(shapes)}, this model has {next(shapes)}; give the"
+                " model that the circuit was found in"
+            )
+        return replace(self, graph=Graph(mine, self.graph.projection_edges))
 
     # Set algebra. Effects are those of the circuit on the left where it has the edge.
 

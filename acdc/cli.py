@@ -217,10 +217,10 @@ def _work(prepared: Any, folder: Path, quiet: bool = False) -> int:
     """The job, in a folder that is this run's."""
     from rich.console import Console
 
-    from acdc import jobs
+    from acdc.jobs import run_job
 
     try:
-        getattr(jobs, prepared.settings.job.name)(prepared, folder, Console(quiet=quiet))
+        run_job(prepared, folder, Console(quiet=quiet))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with acdc resume={folder}") from None
     return 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from acdc import tasks
 from acdc.ablation import AblationSettings, Values, ablated_values
 from acdc.errors import ConfigError, TaskError
-from acdc.graph import Graph
+from acdc.graph import Graph, GraphSettings
 from acdc.metrics import Metric, Readouts, make_metric
 from acdc.model.check import check_parts
 from acdc.model.forward import run
@@ -58,20 +58,23 @@ class Experiment:
     @classmethod
     def build(
         cls,
-        model: str | Path | ModelSettings | LanguageModel = "pocket",
+        model: str | Path | ModelSettings | LanguageModel | None = None,
         task: str | TaskSettings | Task = "ioi",
         metric: str | None = None,
         ablation: str | AblationSettings = "corrupted",
+        graph: GraphSettings | None = None,
         **task_options: Any,
     ) -> Experiment:
         """Load, tokenise, check.
 
         Parameters
         ----------
-        model: `pocket`, a name that TransformerLens can fetch, a checkpoint folder, settings, or a loaded model.
-        task: a task's name with its options as further keywords (`size=50, seed=1`), its settings, or a Task of
-            your own.
+        model: `pocket`, a name that TransformerLens can fetch, a checkpoint folder, settings, or a loaded model. None
+            takes the task's own, where it needs one, and else `pocket`.
+        task: a task's name with its options as further keywords (`size=50, filter=["correct"]`), its settings, or a
+            Task of your own.
         metric: None takes the task's own.
+        graph: what is a node of its own; None as the model has it. A loaded model keeps its graph.
 
         Raises
         ------
@@ -91,7 +94,7 @@ class Experiment:
             raise ConfigError(f"the task is given whole, so {given} cannot be given beside it: put it into the task")
         bridge = None
         if not isinstance(model, LanguageModel):
-            model, bridge = load_model(_model_settings(model))
+            model, bridge = load_model(_model_settings(_own_model(settings or task) if model is None else model), graph)
         prepend_bos = settings.prepend_bos if settings is not None else None
         tokenizer = Tokenizer(model.tokenizer, model.vocabulary_size, prepend_bos)
         if settings is not None:
@@ -103,7 +106,7 @@ class Experiment:
             longest = max(len(pair.clean) for pair in pairs)
             check_parts(model, bridge, torch.tensor([p.clean for p in pairs if len(p.clean) == longest][:4]))
         batch, readouts = _tensors(pairs, ablation.draws)
-        return cls(
+        experiment = cls(
             model=model,
             task=task,
             pairs=pairs,
@@ -112,7 +115,16 @@ class Experiment:
             batch=batch.to(model.device),
             readouts=readouts.to(model.device, model.dtype),
             notes=tuple(task.notes),
-        )._checked()
+        )
+        return experiment._filtered(settings)._checked()
+
+    def _filtered(self, settings: TaskSettings | None) -> Experiment:
+        """The experiment on the pairs that pass `task.filter`, with a note of how many fell out."""
+        if settings is None or not settings.filter:
+            return self
+        from acdc.evaluation.pair_filter import keep_good  # to its right, but where pairs are made they are chosen
+
+        return keep_good(self, settings)
 
     def _checked(self) -> Experiment:
         """Metric and ablation are made now, so that what cannot work is refused before anything is written."""
@@ -130,11 +142,19 @@ class Experiment:
 
     def with_pairs(self, indices: Sequence[int]) -> Experiment:
         """The experiment on some of its pairs, in this order; means, spreads and weights are theirs alone."""
-        pairs = tuple(self.pairs[i] for i in indices)
+        task = dataclasses.replace(self.task, pairs=[self.task.pairs[i] for i in indices])
+        return self._with(task, tuple(self.pairs[i] for i in indices))
+
+    def with_partner(self, partner: int) -> Experiment:
+        """The experiment in which each clean prompt has one of its corrupted partners only."""
+        pairs = (dataclasses.replace(pair, corrupted=(pair.corrupted[partner],)) for pair in self.pairs)
+        return self._with(self.task, tuple(pairs))
+
+    def _with(self, task: Task, pairs: tuple[TokenizedPair, ...]) -> Experiment:
         batch, readouts = _tensors(pairs, self.ablation.draws)
         return dataclasses.replace(
             self,
-            task=dataclasses.replace(self.task, pairs=[self.task.pairs[i] for i in indices]),
+            task=task,
             pairs=pairs,
             batch=batch.to(self.model.device),
             readouts=readouts.to(self.model.device, self.model.dtype),
@@ -207,6 +227,14 @@ class Experiment:
     def default_threshold(self) -> float | None:
         """The task's own threshold for this metric, or None."""
         return self.task.thresholds.get(self.metric_name)
+
+
+def _own_model(task: TaskSettings | Task | str) -> str:
+    """The model that a task needs, or the bundled one."""
+    if isinstance(task, Task):
+        return task.model or "pocket"
+    name = task if isinstance(task, str) else task.name
+    return getattr(tasks.load(name), "MODEL", "pocket")
 
 
 def _model_settings(model: str | Path | ModelSettings) -> ModelSettings:

@@ -97,6 +97,19 @@ class GraphConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class GraphSettings:
+    """What is a node of its own.
+
+    Attributes
+    ----------
+    split_embedding: token and position embeddings as two senders, `input.tok` and `input.pos`, instead of one; None
+        does so for the compiled programs only.
+    """
+
+    split_embedding: bool | None = None
+
+
 class Graph:
     """All edges of a model, with the order in which ACDC tests them.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from yaml import safe_load
 
-from acdc.files import write_atomically
+from acdc.files import write_csv
 from acdc.tracking import say
 
 SHOWN = {"edges_kept": "edges kept", "recovery": "recovery", "kl": "KL", "seconds": "seconds"}
@@ -38,12 +36,7 @@ def show_sweep(folder: Path, console: Console | None = None) -> int:
         {"run": str(place.relative_to(folder)), **{key: overrides[place].get(key, "") for key in keys}, **_read(place)}
         for place in places
     ]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / "sweep.csv", text.getvalue())
+    write_csv(folder / "sweep.csv", rows)
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", *varied, *SHOWN.values()):

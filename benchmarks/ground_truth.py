@@ -72,7 +72,7 @@ SWEEPS = (
 
 def run(sweep: Sweep, ablation: str) -> tuple[Experiment, list[Circuit]]:
     """The circuits of all thresholds."""
-    model = ModelSettings(name=sweep.task, split_embedding=sweep.task.startswith("tracr"), device="cpu")
+    model = ModelSettings(name=sweep.task, device="cpu")
     experiment = Experiment.build(model, sweep.task, ablation=ablation, **sweep.options)
     return experiment, [discover(experiment, threshold=t, projection_edges=True) for t in THRESHOLDS]
 

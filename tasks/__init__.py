@@ -1,4 +1,7 @@
-"""The tasks, one file each. `load(name)` gives the module with its `Settings` and `build`."""
+"""The tasks, one file each. `load(name)` gives the module with its `Settings` and `build`.
+
+A task that needs its own model names it as `MODEL`.
+"""
 
 from __future__ import annotations
 

@@ -30,6 +30,9 @@ class TaskSettings:
     prepend_bos: True or False overrides the tokenizer's own habit; None follows it.
     check: what happens when the pairs look unsuitable for the model: `error`, `warn` or `off`. Pairs that cannot be
         used at all (unequal lengths, an answer of two tokens) always stop the run.
+    filter: which pairs are kept, one or several of `acdc.evaluation.pair_filter.FILTERS`; empty keeps all.
+    frequencies: a JSON file of counts, token to count, by which the check ranks swapped tokens; None takes the order of
+        the tokenizer's vocabulary.
     """
 
     name: str = ""
@@ -38,6 +41,8 @@ class TaskSettings:
     corruption: str = ""
     prepend_bos: bool | None = None
     check: str = "warn"
+    filter: list[str] | str = field(default_factory=list)
+    frequencies: str | None = None
 
 
 @dataclass

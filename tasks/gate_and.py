@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from acdc.tasks._compiled import GateSettings, gate_task
 from acdc.tasks.base import Task, Tokenizer
 
+MODEL = "gate_and"
+
 
 @dataclass(frozen=True)
 class Settings(GateSettings):

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from acdc.tasks._compiled import GateSettings, gate_task
 from acdc.tasks.base import Task, Tokenizer
 
+MODEL = "gate_or"
+
 
 @dataclass(frozen=True)
 class Settings(GateSettings):

@@ -32,6 +32,8 @@ PROMPTS = ("words", "original")
 BOS, PAD, W, X, Y, Z = range(6)
 MAX_LENGTH = 4
 
+MODEL = "tracr_proportion"
+
 
 @dataclass(frozen=True)
 class Settings(TaskSettings):
@@ -60,7 +62,7 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         corrupted = rng.choice([other for other in others if _is_x(other) != _is_x(sequence)])
         positions = list(range(1, len(start) + settings.length))
         pairs.append(Pair([*start, *sequence], [*start, *corrupted], position=positions))
-    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model="tracr_proportion")
+    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=MODEL)
 
 
 def _is_x(words: tuple[int, ...]) -> list[bool]:

@@ -29,6 +29,8 @@ BOS = 3
 N_TOKENS = 5
 MAX_LENGTH = 4
 
+MODEL = "tracr_reverse"
+
 
 @dataclass(frozen=True)
 class Settings(TaskSettings):
@@ -62,4 +64,4 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
                 labels={"BOS": 0, "words": [1, settings.length + 1]},
             )
         )
-    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model="tracr_reverse")
+    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=MODEL)

@@ -18,11 +18,12 @@ from commands import Case, as_process, assert_refused, make_case, read_json, rea
 from omegaconf import OmegaConf
 
 import acdc
-from acdc import discovery, jobs
+from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.cli import CONF, run
 from acdc.errors import RunError
 from acdc.experiment import Experiment
+from acdc.jobs import discover as discover_job
 
 FILES = {
     "circuit.json",
@@ -185,7 +186,7 @@ def test_a_failing_job_does_not_stop_a_sweep(
             raise RunError("no luck")
         return discovery.discover(experiment, method, *rest)
 
-    monkeypatch.setattr(jobs, "discovery", SimpleNamespace(discover=fails_at_two, load=discovery.load))
+    monkeypatch.setattr(discover_job, "discovery", SimpleNamespace(discover=fails_at_two))
     code = run(["-m", *case.arguments(method__threshold="1,2,3"), "hydra.sweep.dir=sweep"])
     assert code == 2
     assert capfd.readouterr().err == f"acdc: 1: no luck\nacdc: 1 of 3 runs did not finish: see {here / 'sweep'}\n"

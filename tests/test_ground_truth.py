@@ -30,7 +30,7 @@ def edges(text: str) -> frozenset[Edge]:
 
 
 def experiment_of(name: str, ablation: str, **options: Any) -> Experiment:
-    settings = ModelSettings(name=name, split_embedding=name.startswith("tracr"), device="cpu")
+    settings = ModelSettings(name=name, device="cpu")
     return Experiment.build(settings, name, ablation=ablation, **options)
 
 

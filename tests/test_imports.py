@@ -85,6 +85,8 @@ def test_no_way_back(module: str) -> None:
             continue
         if (module, function, there) == ("acdc.circuit", "render", "acdc.report"):
             continue  # a convenience for people, out of the way until it is called
+        if (module, function, there) == ("acdc.experiment", "_filtered", "acdc.evaluation"):
+            continue  # task.filter: which pairs are good is known to the right only
         neighbours = PLACE[there] == PLACE[here]
         assert PLACE[there] <= PLACE[here], f"{module} imports {imported}"
         assert not neighbours or not imports_back(there, here), f"{here} and {there} import each other"

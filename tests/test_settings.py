@@ -15,7 +15,8 @@ from acdc import discovery, tasks
 from acdc.ablation import ABLATIONS, AblationSettings
 from acdc.cli import CONF
 from acdc.errors import ConfigError
-from acdc.jobs import JOBS, JobSettings, MetricSettings, RunSettings
+from acdc.graph import GraphSettings
+from acdc.jobs import JOBS, MetricSettings, RunSettings
 from acdc.metrics import METRICS
 from acdc.model.load import ModelSettings
 from acdc.settings import from_mapping
@@ -30,8 +31,9 @@ def dataclass_of(group: str, name: str | None) -> Any:
         "ablation": AblationSettings,
         "tracker": TrackerSettings,
         "metric": MetricSettings,
-        "job": JobSettings,
     }
+    if group == "job":
+        return JOBS[name or ""]
     if group in fixed:
         return fixed[group]
     return {"task": tasks, "method": discovery}[group].load(name).Settings
@@ -49,8 +51,6 @@ def test_a_file_repeats_the_defaults(path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     values.pop("defaults", None)  # a task that brings its own model
     expected = defaults(dataclass_of(path.parent.name, values["name"])) | {"name": values["name"]}
-    if path.parent.name == "model" and path.stem.startswith("tracr"):
-        expected["split_embedding"] = True  # compiled models have tokens and positions apart
     assert list(values) == list(expected)
     assert values == expected
 
@@ -80,9 +80,15 @@ def test_the_files_are_all_the_choices_there_are() -> None:
 
 def test_the_main_file_names_every_group() -> None:
     composed = [key for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"] for key in entry]
-    groups = {f.name for f in fields(RunSettings)} - {"config"}
+    groups = {f.name for f in fields(RunSettings)} - {"config", "graph", "circuit"}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"experiment"}
     assert groups <= set(composed)
+
+
+def test_the_main_file_repeats_the_defaults_of_the_graph() -> None:
+    main = yaml.safe_load((CONF / "config.yaml").read_text())
+    assert main["graph"] == defaults(GraphSettings)
+    assert main["circuit"] is None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from acdc.evaluation.frequency import Frequencies
 from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
-from acdc.tasks.base import TokenizedPair, Tokenizer
+from acdc.tasks.base import TaskSettings, TokenizedPair, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,30 @@ class PairCheck:
         """What speaks against the pairs, one line each; empty if nothing does."""
         return list(_problems(self))
 
+    def numbers(self) -> dict[str, Any]:
+        """The check in a few numbers, for `metrics.json` and trackers; None where one does not exist."""
+        differing = [len(record.swaps) for record in self.records]
+        counts: dict[str, Any] = {
+            "pairs": len(self.pairs),
+            "corrupted_prompts": len(self.records),
+            "tokens_differing": fmean(differing),
+            "tokens_differing_most": max(differing),
+            "repeated_pairs": len({r.pair for r in self.records if r.repeats is not None}),
+            "identical_prompts": len({r.pair for r in self.records if not r.swaps}),
+            "shifted_prompts": len({r.pair for r in self.records if r.shift}),
+            "rank_factor": self.rank_factor,
+            "problems": len(self.problems()),
+        }
+        if self.has_choice:
+            counts |= {"accuracy": self.accuracy} if self.has_answers else {}
+            counts |= {outcome: self.outcomes[outcome] for outcome in ("opposite", "weaker", "same")}
+            for side in ("clean", "corrupted"):
+                runs: list[Preference] = [getattr(record, side) for record in self.records]
+                counts[f"{self.measure}_{side}"] = fmean(run.value for run in runs)
+                counts[f"p_answers_{side}"] = fmean(run.p_answers for run in runs)
+        counts |= {"kl": fmean(r.kl for r in self.records), "l2": fmean(r.l2 for r in self.records)}
+        return counts
+
     def as_rows(self) -> list[dict[str, Any]]:
         """One flat row a pair and partner, for `pairs.csv`; None where a value is missing."""
         return [_row(self, record) for record in self.records]
@@ -228,6 +252,13 @@ def check_pairs(
         frequencies=frequencies,
         limits=limits,
     )
+
+
+def check_task(experiment: Experiment, settings: TaskSettings) -> PairCheck:
+    """`check_pairs`, with the frequency file of the task's settings where it has one."""
+    if settings.frequencies is None:
+        return check_pairs(experiment)
+    return check_pairs(experiment, frequencies=Frequencies.read(settings.frequencies, experiment.model.tokenizer))
 
 
 def _outcome(clean: float, corrupted: float, left: float) -> str:

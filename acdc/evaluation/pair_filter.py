@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from acdc.errors import ConfigError, TaskError
-from acdc.evaluation.pair_check import PairCheck, PairRecord
+from acdc.evaluation.pair_check import PairCheck, PairRecord, check_task
+from acdc.experiment import Experiment
+from acdc.tasks.base import TaskSettings
 
 # What a filter keeps, and which of the `Limits` its number stands for.
 FILTERS = {
@@ -37,6 +40,19 @@ class Filtered:
         """One line for the user."""
         n = len(self.indices) + sum(self.dropped.values())
         return f"task.filter keeps {len(self.indices)} of {n} pairs; fell out: {_counts(self.dropped)}"
+
+
+def keep_good(experiment: Experiment, settings: TaskSettings) -> Experiment:
+    """The experiment on the pairs that pass `settings.filter`; a note says how many fell out.
+
+    Raises
+    ------
+    ConfigError, TaskError: as `apply_filter`.
+    """
+    names = [settings.filter] if isinstance(settings.filter, str) else settings.filter
+    filtered = apply_filter(names, check_task(experiment, settings))
+    kept = experiment.with_pairs(filtered.indices)
+    return dataclasses.replace(kept, notes=(*experiment.notes, filtered.note()))
 
 
 def apply_filter(names: Sequence[str], check: PairCheck) -> Filtered:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from acdc.errors import ConfigError, ModelError
 from acdc.files import write_atomically, write_json
-from acdc.graph import GraphConfig
+from acdc.graph import GraphConfig, GraphSettings
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
 
 POCKET = Path(__file__).parent / "pocket"
@@ -27,6 +27,7 @@ COMPILED = Path(__file__).parent / "compiled"
 BUNDLED = {"pocket": POCKET} | {
     name: COMPILED / name for name in ("tracr_reverse", "tracr_proportion", "gate_or", "gate_and")
 }
+SPLIT = ("tracr_reverse", "tracr_proportion")  # compiled programs are stated with both embeddings
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _MAX_POSITIONS = 32768  # of a rotary table
@@ -60,14 +61,12 @@ class ModelSettings:
     path: a local checkpoint folder; then `name` is only a label.
     device: `auto` (CUDA, then CPU), or a torch device.
     dtype: float32, float64, bfloat16 or float16.
-    split_embedding: token and position embeddings as two senders, `input.tok` and `input.pos`.
     """
 
     name: str = "pocket"
     path: str | None = None
     device: str = "auto"
     dtype: str = "float32"
-    split_embedding: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -87,8 +86,12 @@ class ModelSettings:
         return device
 
 
-def load_model(settings: ModelSettings) -> tuple[LanguageModel, Any]:
+def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> tuple[LanguageModel, Any]:
     """The model as parts and the bridge it was read from (for `check_parts`).
+
+    Parameters
+    ----------
+    graph: None is the model's own: compiled programs have token and position embeddings apart.
 
     Raises
     ------
@@ -97,7 +100,10 @@ def load_model(settings: ModelSettings) -> tuple[LanguageModel, Any]:
     device, dtype = settings.resolved_device(), DTYPES[settings.dtype]
     bridge, tokenizer = load_bridge(settings, device, dtype)
     name = settings.name if settings.name != "local" else str(settings.path)
-    return read_parts(bridge, name, tokenizer, settings.split_embedding), bridge
+    split = None if graph is None else graph.split_embedding
+    if split is None:
+        split = settings.path is None and settings.name in SPLIT
+    return read_parts(bridge, name, tokenizer, split), bridge
 
 
 def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -241,7 +247,7 @@ def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: b
     )
     learned = config.positional_embedding_type == "standard"
     if split_embedding and not learned:
-        raise ConfigError("model.split_embedding=true needs learned positions; this model's positions are rotary")
+        raise ConfigError("graph.split_embedding=true needs learned positions; this model's positions are rotary")
     window = getattr(config, "window_size", None)
     with torch.no_grad():
         rotary = None if learned else _read_rotary(bridge, name)

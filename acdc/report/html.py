@@ -25,6 +25,8 @@ EXPLANATIONS = {
     "corrupted": "the metric with no edge kept: every edge carries its ablated value",
     "circuit": "the metric with only the circuit's edges kept",
     "recovery": "(circuit − corrupted) / (clean − corrupted): 100% is as good as the full model",
+    "accuracy": "how often the circuit's top token is an answer (without answers: the model's top token)",
+    "accuracy_model": "the same for the full model",
     "kl": "KL(model ‖ circuit) of the next-token distributions, in nats: 0 is the same prediction",
     "edges_kept": "edges in the circuit",
     "edges_total": "edges in the model's computational graph",
@@ -83,17 +85,28 @@ def write_report(
         title,
         summary(circuit),
         [
-            Section("Please note", _list(notes)),
+            notes_section(notes),
             Section("The circuit", picture(svg) if svg else "<p>No picture: no Graphviz was found to draw it.</p>"),
             Section("Numbers", metrics_table(circuit.metrics)),
             Section("Edges by effect", edges_table(circuit)),
             Section("Edges by layer", layers_table(circuit)),
             Section("Edges on no path", _off_path(circuit, on_path)),
             *sections,
-            Section("Configuration", f"<pre>{escape(config_yaml)}</pre>" if config_yaml.strip() else "", open=False),
+            configuration(config_yaml),
             Section("Where it comes from", _provenance(circuit), open=False),
         ],
     )
+
+
+def notes_section(notes: Sequence[str]) -> Section:
+    """What the reader should see first, one line each."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in notes)
+    return Section("Please note", f'<ul class="notes">{lines}</ul>' if lines else "")
+
+
+def configuration(config_yaml: str) -> Section:
+    """The run's configuration, folded away."""
+    return Section("Configuration", f"<pre>{escape(config_yaml)}</pre>" if config_yaml.strip() else "", open=False)
 
 
 def summary(circuit: Circuit) -> str:
@@ -248,10 +261,6 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
         yield prefix, ", ".join(map(str, value))
     else:
         yield prefix, "" if value is None else str(value)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 
 ZOOMS = (("fit", "Fit"), ("0.8", "−"), ("1.25", "+"), ("full", "100%"))

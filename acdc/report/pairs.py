@@ -16,6 +16,9 @@ from acdc.report.html import Section, number, table
 
 WORST = 10  # pairs shown in full
 MOST_PLACES = 12
+MOST_SWAPS = 6
+MOST_ON_CONSOLE = 40
+MOST_ON_PAGE = 500
 
 OUTCOMES = {
     "opposite": "prefers the opposite",
@@ -34,7 +37,7 @@ def summary(check: PairCheck) -> list[tuple[str, str]]:
         ("pairs", f"{n}" + (f" with {len(records)} corrupted prompts" if len(records) > n else "")),
         ("tokens", _range(lengths)),
         ("tokens that differ", ", ".join(f"{k} in {count}" for k, count in sorted(differing.items()))),
-        ("share of equal tokens", f"{min(r.equal_share for r in records):.0%} or more"),
+        ("same length and structure", _structure(check)),
         ("first difference", _range([r.first_difference for r in records if r.first_difference is not None])),
         (
             "where they differ (pairs)",
@@ -62,7 +65,7 @@ def _preference(check: PairCheck) -> list[tuple[str, str]]:
     if check.has_answers:
         rows = [
             ("model prefers the answer, clean", f"{check.accuracy:.0%} of the pairs"),
-            ("model's top token is an answer, clean", f"{_mean([r.clean.accuracy for r in records]):.0%}"),
+            ("top token is an answer, clean", f"{_mean([r.clean.accuracy for r in records]):.0%}"),
         ]
     else:
         rows = [
@@ -79,7 +82,7 @@ def _preference(check: PairCheck) -> list[tuple[str, str]]:
         )
         rows.append(
             (
-                f"probability of answer, wrong answer, {side}",
+                f"P(answer), P(wrong answer), {side}",
                 f"{_mean([r.p_answers for r in runs]):.3g}, {_mean([r.p_wrong for r in runs]):.3g}",
             )
         )
@@ -88,17 +91,105 @@ def _preference(check: PairCheck) -> list[tuple[str, str]]:
     return [*rows, ("preference in the corrupted run", "; ".join(shown))]
 
 
+def short_table(check: PairCheck) -> Table:
+    """The summary, with how many pairs each filter would leave in its last row."""
+    shown = _summary_table(check)
+    filters = ", ".join(f"{name} {left}" for name, left in limits_table(check))
+    shown.add_row(Text("task.filter would leave"), Text(f"of {len(check.pairs)}: {filters}"))
+    return shown
+
+
 def console_table(check: PairCheck) -> Table:
     """The summary, and below it how many pairs each filter would leave."""
-    shown = Table(title=f"The pairs of {check.task}, for {check.model}", title_justify="left", show_header=False)
+    shown = _summary_table(check)
+    shown.add_row()
+    n = len(check.pairs)
+    for name, left in limits_table(check):
+        shown.add_row(Text(f"task.filter=[{name}]"), Text(f"leaves {left} of {n}, drops {n - left}"))
+    return shown
+
+
+def each_pair_table(check: PairCheck) -> Table:
+    """A row a pair and partner: what is swapped where, and what the model makes of it."""
+    ranked = " (ranks: 1 is the most frequent token)" * (check.frequencies is not None)
+    shown = Table(title=f"Each pair, clean → corrupted{ranked}", title_justify="left", box=None, pad_edge=False)
+    for name in _header(check):
+        is_long = name == "what differs, and where"
+        shown.add_column(Text(name), ratio=1 if is_long else None, no_wrap=not is_long, overflow="fold")
+    for record in check.records[:MOST_ON_CONSOLE]:
+        shown.add_row(*map(Text, _cells(check, record)))
+    if (rest := len(check.records) - MOST_ON_CONSOLE) > 0:
+        shown.caption = f"{rest} more in pairs.csv"
+    return shown
+
+
+def each_pair_section(check: PairCheck) -> Section:
+    """The same as a section of a page."""
+    rows = [[escape(cell) for cell in _cells(check, record)] for record in check.records[:MOST_ON_PAGE]]
+    html = "<p>Ranks: 1 is the most frequent token.</p>" + table(_header(check), rows)
+    if (rest := len(check.records) - MOST_ON_PAGE) > 0:
+        html += f"<p>{rest:,} more are in pairs.csv.</p>"
+    return Section("Each pair", html)
+
+
+def _header(check: PairCheck) -> list[str]:
+    unit = {"logit_diff": "logit diff", "prob_diff": "prob diff"}[check.measure]
+    return [
+        "pair",
+        "what differs, and where",
+        *([unit, "P(answer)"] if check.has_choice else ["squared diff"]),
+        "outcome",
+    ]
+
+
+def _cells(check: PairCheck, record: PairRecord) -> list[str]:
+    def written(token: int) -> str:
+        text = check.tokenizer.decode([token])
+        return text.strip() or repr(text)
+
+    swaps = [
+        f"{s.position}: {written(s.clean)} → {written(s.corrupted)}"
+        + (f" ({s.clean_rank or '–'}, {s.corrupted_rank or '–'})" if check.frequencies is not None else "")
+        for s in record.swaps
+    ]
+    if len(swaps) > MOST_SWAPS:
+        swaps = [*swaps[:MOST_SWAPS], f"{len(swaps) - MOST_SWAPS} more"]
+    values = [f"{record.l2:.3g}"]
+    if check.has_choice:
+        before, after = record.clean, record.corrupted
+        values = [f"{before.value:.3g} → {after.value:.3g}", f"{before.p_answers:.2g} → {after.p_answers:.2g}"]
+    remarks = [text for text, is_so in _REMARKS.items() if is_so(record)]
+    return [
+        record.where + f", {record.partner}" * (len(check.by_pair[record.pair]) > 1),
+        ", ".join(swaps) or "nothing",
+        *values,
+        ", ".join([*([record.outcome] if check.has_choice else []), *remarks]),
+    ]
+
+
+_REMARKS = {
+    "repeats a pair": lambda record: record.repeats is not None,
+    "same prompt": lambda record: not record.swaps,
+    "shifted": lambda record: bool(record.shift),
+    "read too early": lambda record: record.reads_before,
+}
+
+
+def _structure(check: PairCheck) -> str:
+    """Lengths are equal, or the pairs would have been refused; a moved stretch is another structure."""
+    shifted = len({record.pair for record in check.records if record.shift})
+    equal = min(record.equal_share for record in check.records)
+    same = "all" if not shifted else f"{len(check.pairs) - shifted} of {len(check.pairs)}"
+    return f"{same} pairs; {equal:.0%} or more of the tokens stand at the same place in both prompts"
+
+
+def _summary_table(check: PairCheck) -> Table:
+    title = f"The pairs of {check.task}, for {check.model}"
+    shown = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in summary(check):
         shown.add_row(Text(name), Text(value))
-    shown.add_section()
-    n = len(check.pairs)
-    for name, left in limits_table(check):
-        shown.add_row(Text(f"task.filter=[{name}]"), Text(f"leaves {left} of {n}"))
     return shown
 
 

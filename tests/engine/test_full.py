@@ -18,7 +18,7 @@ from torch import Tensor
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask, port_rows
 from acdc.experiment import Experiment
-from acdc.graph import Edge, Graph
+from acdc.graph import Edge, Graph, GraphSettings
 from acdc.metrics import METRICS
 from acdc.model import LanguageModel, ModelSettings, load_model
 from acdc.model.parts import Layer
@@ -99,7 +99,7 @@ def test_many_masks_are_evaluated_in_batches_that_fit() -> None:
 def test_two_inputs_are_ablated_apart(tmp_path: Path) -> None:
     """Without `input.tok` into the logits, these see the corrupted token at the clean position, and the reverse."""
     path = make_checkpoint("gpt2", tmp_path)
-    model, _ = load_model(ModelSettings("local", str(path), device="cpu", split_embedding=True))
+    model, _ = load_model(ModelSettings("local", str(path), device="cpu"), GraphSettings(split_embedding=True))
     pairs = random_pairs(0)
     one = experiment(model, pairs, ablation="zero")
     clean = torch.tensor([pair.clean for pair in pairs])

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from acdc.errors import ConfigError, ModelError
-from acdc.graph import Graph, GraphConfig
+from acdc.graph import Graph, GraphConfig, GraphSettings
 from acdc.model import LanguageModel, ModelSettings, load_model
 from acdc.model.check import check_parts
 from acdc.model.forward import run
@@ -29,8 +29,9 @@ def logits_of(model: LanguageModel, tokens: Tensor) -> Tensor:
     return model.unembed(run(model, tokens, lengths)[1])
 
 
-def load(path: Path, **settings: Any) -> tuple[LanguageModel, Any]:
-    return load_model(ModelSettings(name="local", path=str(path), device="cpu", **settings))
+def load(path: Path, split_embedding: bool = False, **settings: Any) -> tuple[LanguageModel, Any]:
+    own = ModelSettings(name="local", path=str(path), device="cpu", **settings)
+    return load_model(own, GraphSettings(split_embedding=split_embedding))
 
 
 @torch.no_grad()
@@ -153,7 +154,7 @@ def test_split_embedding(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_split_embedding_needs_learned_positions(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs learned positions") as caught:
+    with pytest.raises(ConfigError, match=r"^graph\.split_embedding=true needs learned positions") as caught:
         load(make_checkpoint(family, tmp_path), split_embedding=True)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,174 @@
+"""`job=discover`: find a circuit, measure it, draw it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import resource
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import acdc
+from acdc import discovery
+from acdc.circuit import Circuit
+from acdc.discovery.base import NoObserver
+from acdc.evaluation.faithfulness import faithfulness
+from acdc.files import write_json
+from acdc.formats.graphml import write_graphml
+from acdc.formats.mib import write_mib_json
+from acdc.jobs.common import announce, begin, config_yaml, logging_to
+from acdc.jobs.prepare import Prepared
+from acdc.journal import Journal, RunState
+from acdc.report.html import write_report
+from acdc.report.pairs import pairs_section, short_table
+from acdc.report.picture import render_all
+from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
+
+log = logging.getLogger(__name__)
+
+
+def run(prepared: Prepared, folder: Path, console: Console) -> Circuit:
+    """Find a circuit and write everything about it into an existing folder; goes on where an earlier try stopped.
+
+    Raises
+    ------
+    RunError: the journal is of another run, or the result does not pass its own check.
+    """
+    journal = Journal(folder)
+    with closing(journal), logging_to(folder / "run.log"):
+        state = begin(folder)
+        circuit = _discover(prepared, folder, console, journal, state)
+        state.update(finished=True)
+        log.info("finished: %s", json.dumps(circuit.metrics))
+    _show(circuit, folder, console)
+    return circuit
+
+
+def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journal, state: RunState) -> Circuit:
+    settings, experiment = prepared.settings, prepared.experiment
+    announce(prepared, console)
+    replay = journal.read()
+    if prepared.check is not None:
+        console.print(short_table(prepared.check))
+    if replay:
+        log.info("resuming behind %d decisions", len(replay))
+        say(console, f"resuming behind {len(replay)} decisions")
+    keeper = _Bookkeeper(state)
+    trackers: list[Tracker] = [ConsoleTracker(console, experiment.metric_name)]
+    failed = True
+    try:
+        if settings.tracker.name == "wandb":
+            trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
+        circuit = discovery.discover(experiment, settings.method, Watchers(journal, keeper, *trackers), replay)
+        keeper.receiver("done", 0)
+        _complete(circuit, prepared, state)
+        files = _write_results(circuit, prepared, folder)
+        for tracker in trackers:
+            tracker.finished(circuit.metrics, files)
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.closed(failed)
+    return circuit
+
+
+class _Bookkeeper(NoObserver):
+    """Notes in the log and in `run.json` how far the run is and how long it has taken, over all its tries."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+        self.before = float(state.values["seconds"])
+        self.start = time.monotonic()
+
+    def receiver(self, name: str, remaining: int) -> None:
+        self.state.update(seconds=self.before + time.monotonic() - self.start)
+        log.info("%s: %d edges undecided", name, remaining)
+
+
+def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> None:
+    """Metrics, method and provenance of a found circuit."""
+    experiment = prepared.experiment
+    loop = circuit.metrics
+    measured = faithfulness(experiment, circuit)
+    if not math.isfinite(measured["recovery"]):
+        measured["recovery"] = None  # the model with and without its edges gives the same
+    circuit.metrics = {
+        **measured,
+        **loop,
+        "on_path": len(circuit.on_path()),
+        "seconds": round(state.values["seconds"], 3),
+        "peak_mb": round(_peak_mb(), 1),
+        "metric": experiment.metric_name,
+    }
+    circuit.provenance = {
+        "versions": {
+            "acdc": acdc.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformer-lens", "transformers")},
+        },
+        "seed": prepared.settings.task.seed,
+        "order": "logits first, layers backward, m before v, k, q; heads descending; senders nearest first, input last",
+        "device": str(experiment.model.device),
+        "dtype": str(experiment.model.dtype).removeprefix("torch."),
+        "ablation": experiment.ablation.name,
+        "metric": experiment.metric_name,
+        "pairs": len(experiment.pairs),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _peak_mb() -> float:
+    """Largest memory of this process, and of the GPU where it used one."""
+    unit = 2**20 if platform.system() == "Darwin" else 2**10
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit + gpu
+
+
+def _write_results(circuit: Circuit, prepared: Prepared, folder: Path) -> dict[str, Path]:
+    """Every file of a finished discovery but the growing ones."""
+    notes = list(prepared.notes)
+    circuit.save(folder / "circuit.json")
+    if circuit.graph.config.split_embedding:
+        notes.append("circuit.mib.json was not written: MIB's format knows one embedding, not token and position apart")
+    else:
+        write_mib_json(circuit, folder / "circuit.mib.json")
+    write_graphml(circuit, folder / "circuit.graphml")
+    _, warning = render_all(circuit, [folder / f"circuit.{kind}" for kind in ("dot", "svg", "png")])
+    if warning:
+        log.warning("%s", warning)
+        notes.append(warning)
+    write_json(folder / "metrics.json", circuit.metrics)
+    svg = folder / "circuit.svg"
+    write_report(
+        folder / "report.html",
+        circuit,
+        svg=svg.read_text() if svg.exists() else None,
+        config_yaml=config_yaml(prepared),
+        notes=notes,
+        sections=[pairs_section(prepared.check)] if prepared.check is not None else [],
+    )
+    names = ("circuit.json", "circuit.mib.json", "circuit.graphml", "circuit.dot", "circuit.svg", "circuit.png")
+    return {name: folder / name for name in (*names, "metrics.json", "report.html") if (folder / name).exists()}
+
+
+def _show(circuit: Circuit, folder: Path, console: Console) -> None:
+    """The result in a few lines."""
+    m = circuit.metrics
+    recovery = "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%}"
+    for name, value in {
+        "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
+        m["metric"]: f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}",
+        "recovery": recovery,
+        "KL(model ‖ circuit)": f"{m['kl']:.4g}",
+        "decisions": f"{m['decisions']} ({m['near_ties']} near-ties) in {m['seconds']:.1f} s",
+        "report": folder / "report.html",
+    }.items():
+        say(console, f"{name:<20} {value}")

@@ -1,0 +1,92 @@
+"""What comes before every job: everything that could be refused is looked at, and nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from acdc.circuit import Circuit
+from acdc.errors import ConfigError, TaskError
+from acdc.evaluation.ground_truth import load_truth
+from acdc.evaluation.pair_check import PairCheck, check_task
+from acdc.experiment import Experiment
+from acdc.formats.reading import read_circuits
+from acdc.graph import Graph, GraphSettings
+from acdc.jobs.settings import EvaluateSettings, RunSettings
+from acdc.tracking import check_tracker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes
+    ----------
+    check: of the pairs; None with `task.check=off`. circuits: by name, those that the job reads.
+    notes: what the user should hear.
+    """
+
+    settings: RunSettings
+    experiment: Experiment
+    notes: tuple[str, ...]
+    check: PairCheck | None = None
+    circuits: dict[str, Circuit] = dataclasses.field(default_factory=dict)
+
+
+def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prepared:
+    """Load the model, make and check the pairs.
+
+    Parameters
+    ----------
+    experiment: one that was built from the same settings, if there is one already.
+
+    Raises
+    ------
+    AcdcError: whatever makes the run impossible, and with `task.check=error` whatever makes it doubtful.
+    """
+    job = settings.job.name
+    if settings.circuit is not None and job != "evaluate":
+        raise ConfigError(f"circuit=FILE is for job=evaluate; job={job} reads no circuit")
+    circuits = {}
+    if job == "evaluate":
+        if settings.circuit is None:
+            raise ConfigError("job=evaluate needs circuit=FILE: a circuit.json, a file of MIB's, or a folder of runs")
+        circuits = read_circuits(settings.circuit)
+    experiment = experiment or build(settings, circuits)
+    circuits = {name: circuit.of_model(experiment.graph, name) for name, circuit in circuits.items()}
+    if isinstance(settings.job, EvaluateSettings) and settings.job.truth is not None:
+        load_truth(settings.job.truth, Graph(experiment.model.config))  # refused now, if it has to be
+    if job == "discover" and getattr(settings.method, "threshold", 0) is None and experiment.default_threshold is None:
+        raise ConfigError(
+            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
+            " give method.threshold=NUMBER"
+        )
+    wanted = settings.task.check != "off" or job == "check"
+    check = check_task(experiment, settings.task) if wanted else None
+    problems = check.problems() if check is not None and settings.task.check != "off" else []
+    if problems and settings.task.check == "error" and job != "check":  # that job is there to show them
+        raise TaskError(f"task.check=error: {'; '.join(problems)}")
+    check_tracker(settings.tracker)
+    return Prepared(settings, experiment, (*experiment.notes, *problems), check, circuits)
+
+
+def build(settings: RunSettings, circuits: dict[str, Circuit]) -> Experiment:
+    """The experiment; its embedding is split as that of the circuits is, unless the settings say otherwise."""
+    graph = settings.graph
+    if circuits and graph.split_embedding is None:
+        graph = GraphSettings(split_embedding=next(iter(circuits.values())).graph.config.split_embedding)
+    return Experiment.build(settings.model, settings.task, settings.metric.name, settings.ablation, graph)
+
+
+def prepare_all(runs: Sequence[RunSettings]) -> list[str]:
+    """Prepare every run of a sweep, so that what one cannot do is known before any begins; returns what they note."""
+    notes: list[str] = []
+    key, experiment = None, None
+    for settings in sorted(runs, key=lambda settings: repr(settings.experiment_key)):
+        if settings.experiment_key != key or settings.circuit is not None:
+            key, experiment = settings.experiment_key, None
+        prepared = prepare(settings, experiment)
+        experiment = prepared.experiment
+        notes += prepared.notes
+    return list(dict.fromkeys(notes))

@@ -1,0 +1,136 @@
+"""Everything a run is told, as dataclasses; `conf/` repeats their defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from acdc import discovery, tasks
+from acdc.ablation import AblationSettings
+from acdc.errors import ConfigError
+from acdc.graph import GraphSettings
+from acdc.metrics import METRICS
+from acdc.model.load import ModelSettings
+from acdc.settings import from_mapping
+from acdc.tasks.base import TaskSettings
+from acdc.tracking import TrackerSettings
+
+CHECKS = ("error", "warn", "off")
+PATHS = ("path", "frequencies", "truth")  # keys whose values are files or folders
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """`name`: what to do; one of `JOBS`."""
+
+    name: str = "discover"
+
+    def __post_init__(self) -> None:
+        if self.name not in JOBS:
+            raise ConfigError(f"job={self.name} does not exist; choose one of {', '.join(JOBS)}")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(JobSettings):
+    """Of `job=evaluate`.
+
+    Attributes
+    ----------
+    absolute: rank scores by their size, whatever their sign.
+    truth: a circuit file of your own to grade against, besides the known circuits of the task.
+    """
+
+    name: str = "evaluate"
+    absolute: bool = False
+    truth: str | None = None
+
+
+# The jobs with their settings; each is a module of this package.
+JOBS: dict[str, type[JobSettings]] = {"discover": JobSettings, "check": JobSettings, "evaluate": EvaluateSettings}
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """`name`: what is measured; None takes the task's own metric."""
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.name not in METRICS:
+            raise ConfigError(f"metric={self.name} is not known: choose one of {', '.join(METRICS)}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything a run is told; `config` is the same as a plain mapping, for files and trackers.
+
+    `circuit` is a file or folder for the jobs that read one.
+    """
+
+    job: JobSettings
+    model: ModelSettings
+    task: TaskSettings
+    method: Any
+    metric: MetricSettings
+    ablation: AblationSettings
+    tracker: TrackerSettings
+    graph: GraphSettings
+    circuit: str | None
+    config: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], base: Path) -> RunSettings:
+        """Settings from the composed configuration.
+
+        Parameters
+        ----------
+        base: the folder that relative paths start from; `config` gets them absolute, so that a run can be resumed
+            from anywhere.
+
+        Raises
+        ------
+        ConfigError: any wrong key, type or value.
+        """
+        groups = [f.name for f in fields(cls) if f.name not in ("circuit", "config")]
+        if unknown := [key for key in config if key not in (*groups, "circuit")]:
+            raise ConfigError(f"{unknown[0]} does not exist; there are {', '.join(groups)} and circuit")
+        if missing := [group for group in groups if not isinstance(config.get(group), Mapping)]:
+            raise ConfigError(f"{missing[0]} is missing: give {missing[0]}=OPTION (acdc --help lists them)")
+        circuit = config.get("circuit")
+        if circuit is not None and not isinstance(circuit, str):
+            raise ConfigError(f"circuit={circuit} is not allowed: give a circuit file or a folder of runs, or null")
+        config = {group: _with_absolute_paths(config[group], base) for group in groups}
+        config["circuit"] = None if circuit is None else _absolute(circuit, base)
+        job = from_mapping(JOBS.get(str(config["job"].get("name")), JobSettings), config["job"], "job")
+        task = from_mapping(tasks.load(str(config["task"].get("name"))).Settings, config["task"], "task")
+        if task.check not in CHECKS:
+            raise ConfigError(f"task.check={task.check} is not known: choose one of {', '.join(CHECKS)}")
+        return cls(
+            job=job,
+            model=from_mapping(ModelSettings, config["model"], "model"),
+            task=task,
+            method=from_mapping(discovery.load(str(config["method"].get("name"))).Settings, config["method"], "method"),
+            metric=from_mapping(MetricSettings, config["metric"], "metric"),
+            ablation=from_mapping(AblationSettings, config["ablation"], "ablation"),
+            tracker=from_mapping(TrackerSettings, config["tracker"], "tracker"),
+            graph=from_mapping(GraphSettings, config["graph"], "graph"),
+            circuit=config["circuit"],
+            config=config,
+        )
+
+    @property
+    def experiment_key(self) -> tuple[Any, ...]:
+        """What the experiment is built from."""
+        return self.model, self.task, self.metric.name, self.ablation, self.graph
+
+
+def _with_absolute_paths(group: Mapping[str, Any], base: Path) -> Mapping[str, Any]:
+    paths = {key: _absolute(group[key], base) for key in PATHS if isinstance(group.get(key), str)}
+    return {**group, **paths}
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.abspath(base / Path(path).expanduser())
