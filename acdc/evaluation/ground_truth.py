@@ -73,7 +73,7 @@ def published(name: str, graph: Graph | None = None) -> Truth:
     own = GraphConfig(**data["graph"])
     graph = graph or Graph(own)
     theirs = graph.config
-    if (own.n_layers, own.n_heads, own.attn_only) != (theirs.n_layers, theirs.n_heads, theirs.attn_only):
+    if _shape(own) != _shape(theirs):
         raise ConfigError(
             f"the circuit {name} is one of {data['model']} ({own.n_layers} layers of {own.n_heads} heads); this model"
             f" has {theirs.n_layers} layers of {theirs.n_heads} heads"
@@ -95,6 +95,11 @@ def published_for(task: str, ablation: str, graph: Graph) -> Truth | None:
     """The published circuit for a task, or None: for the tracr tasks that of the ablation."""
     name = f"{task}_resample" if ablation != "zero" and f"{task}_resample" in names() else task
     return published(name, graph) if name in names() else None
+
+
+def _shape(config: GraphConfig) -> tuple[int | bool, ...]:
+    """What tells one model from another; the embedding of a graph may be split or not."""
+    return config.n_layers, config.n_heads, config.d_model, config.attn_only, config.parallel_attn_mlp
 
 
 def with_projections(edges: frozenset[Edge], graph: Graph) -> frozenset[Edge]:

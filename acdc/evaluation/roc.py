@@ -196,13 +196,13 @@ def plot_roc(curves: Mapping[str, Curve], path: str | Path, rule: str = "pessimi
             xs,
             ys,
             drawstyle="steps-post" if rule == "pessimistic" else "default",
-            label=f"{name} ({curve.auc(rule):.3f})",
+            label=f"{name}: {', '.join(f'{curve.auc(r):.3f}' for r in RULES)}",
         )
         real = [(p.false_positive_rate, p.recall) for p in curve.points]
         axes.plot(*zip(*real, strict=True), ".", color=line.get_color())
     axes.set(
         xlabel="false-positive rate", ylabel="true-positive rate", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
     )
-    axes.legend(loc="lower right", title=f"area ({rule})")
+    axes.legend(loc="lower right", title=f"area: {', '.join(RULES)}", fontsize="small")
     figure.savefig(path)
     return Path(path)

@@ -1,0 +1,187 @@
+"""What an evaluation found, for people: how well circuits do, and how they stand against known ones."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from acdc.evaluation.grading import Graded
+from acdc.evaluation.roc import RULES
+from acdc.report.html import EXPLANATIONS, Section, number, table
+
+MOST_EDGES = 200  # listed
+RATES = ("precision", "recall")
+
+
+def faithfulness_table(results: Mapping[str, Mapping[str, Any]], metric: str) -> Table:
+    """A row a circuit; a single one has a line for each number."""
+    shown = Table(title="How well the circuit does alone", title_justify="left", box=None, pad_edge=False)
+    if len(results) == 1:
+        shown.show_header, shown.min_width = False, 40
+        ((name, values),) = results.items()
+        for what, value in zip(
+            _faithfulness_header(results, metric), [name, *_faithfulness_cells(values)], strict=True
+        ):
+            shown.add_row(Text(what, style="bold"), Text(value))
+        return shown
+    for i, name in enumerate(_faithfulness_header(results, metric)):
+        shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+    for name, values in results.items():
+        shown.add_row(*map(Text, [name, *_faithfulness_cells(values)]))
+    return shown
+
+
+def faithfulness_section(results: Mapping[str, Mapping[str, Any]], metric: str) -> Section:
+    """The same for a page, with what the numbers mean."""
+    header = _faithfulness_header(results, metric)
+    rows = [[escape(name), *map(escape, _faithfulness_cells(values))] for name, values in results.items()]
+    meanings = "".join(
+        f"<li>{escape(name)}: {escape(EXPLANATIONS[name])}</li>" for name in ("recovery", "kl", "accuracy")
+    )
+    html = table([escape(name) for name in header], rows, numeric=range(1, len(header))) + f"<ul>{meanings}</ul>"
+    return Section("How well the circuit does alone", html)
+
+
+def partners_section(values: Sequence[Mapping[str, Any]], metric: str) -> Section:
+    """How much the numbers depend on which corrupted partner is taken."""
+    if not values:
+        return Section("The choice of corrupted prompts", "")
+    rows = [
+        [str(i), number(v["corrupted"]), number(v["circuit"]), _share(v["recovery"]), number(v["kl"])]
+        for i, v in enumerate(values)
+    ]
+    header = ["partner", f"{metric}, no edges", f"{metric}, circuit", "recovery", "KL"]
+    html = f"<p>{escape(partners_line(values))}</p>" + table(header, rows, numeric=range(1, 5))
+    return Section("The choice of corrupted prompts", html)
+
+
+def partners_line(values: Sequence[Mapping[str, Any]]) -> str:
+    """The spread over the partners in a sentence."""
+    recoveries = [v["recovery"] for v in values if v["recovery"] is not None and math.isfinite(v["recovery"])]
+    kls = [v["kl"] for v in values]
+    text = f"each clean prompt has {len(values)} corrupted partners; the circuit with one of them alone: "
+    if recoveries:
+        text += f"recovery {_share(min(recoveries))} to {_share(max(recoveries))}, "
+    return text + f"KL {min(kls):.3g} to {max(kls):.3g}"
+
+
+def grades_table(graded: Sequence[Graded]) -> Table:
+    """A row for every known circuit and circuit, over edges and over nodes."""
+    shown = Table(title="Against known circuits", title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(("known circuit", "of", "true", "kept", "right", *RATES)):
+        shown.add_column(Text(name), justify="left" if i < 2 else "right", overflow="fold")
+    for result in graded:
+        for row in _rate_rows(result):
+            shown.add_row(*map(Text, row))
+    return shown
+
+
+def areas_table(graded: Sequence[Graded]) -> Table:
+    """The areas under the curves by both rules."""
+    shown = Table(title="Area under the ROC curve", title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(_AREAS_HEADER):
+        shown.add_column(Text(name), justify="left" if i < 3 else "right", overflow="fold")
+    for result in graded:
+        for row in _areas_rows(result):
+            shown.add_row(*map(Text, row))
+    return shown
+
+
+def grades_section(graded: Sequence[Graded], absent: Sequence[str], plots: Sequence[Path]) -> Section:
+    """Rates, areas, curves and the edges in which the circuits differ from the known ones."""
+    why = "".join(f"<li>{escape(line)}</li>" for line in absent)
+    not_there = f"<p>Not graded against:</p><ul>{why}</ul>" if why else ""
+    if not graded:
+        return Section("Against known circuits", f"<p>No known circuit fits this task and model.</p>{not_there}")
+    rows = [[escape(cell) for cell in row] for result in graded for row in _rate_rows(result)]
+    areas = [[escape(cell) for cell in row] for result in graded for row in _areas_rows(result)]
+    sources = "".join(
+        f"<li>{escape(result.label)}: {escape('; '.join(result.truth.sources))}</li>" for result in graded
+    )
+    html = (
+        table(["known circuit", "of", "true", "kept", "right", *RATES], rows, numeric=range(2, 7))
+        + "<h3>Area under the ROC curve</h3>"
+        + table(_AREAS_HEADER, areas, numeric=range(3, 5))
+        + "<p>pessimistic: the rule of the original ACDC, between two points of the curve the worse one holds;"
+        " trapezoid: the usual rule, points are joined by straight lines. Both begin at the empty and end at the whole"
+        " graph.</p>"
+        + "".join(image(path, f"ROC curves over {path.stem.partition('_')[2]}") for path in plots)
+        + "".join(_differences(result) for result in graded)
+        + f"<h3>Where the known circuits are from</h3><ul>{sources}</ul>{not_there}"
+    )
+    return Section("Against known circuits", html)
+
+
+def image(path: Path, alt: str) -> str:
+    """A picture inside the page, by itself, so that its names do not meet those of another."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+
+
+_AREAS_HEADER = ["known circuit", "of", "curve over", *RULES]
+
+
+def _areas_rows(result: Graded) -> list[list[str]]:
+    areas = result.areas()
+    return [
+        [result.label, of, result.cut_by, *(f"{areas[f'{of}_auc_{rule}']:.3f}" for rule in RULES)]
+        for of in ("edges", "nodes")
+    ]
+
+
+def _rate_rows(result: Graded) -> list[list[str]]:
+    rows = []
+    for name, graded in result.points.items():
+        label = f"{result.label}" + f", {name}" * (len(result.points) > 1)
+        for of, curve in (("edges", graded.edges), ("nodes", graded.nodes)):
+            (point,) = curve.points
+            rates = (f"{point.precision:.3f}", f"{point.recall:.3f}")
+            rows.append([label, of, str(curve.true), str(point.kept), str(point.right), *rates])
+    return rows
+
+
+def _differences(result: Graded) -> str:
+    """Which edges are missed and which are too many, where one circuit is graded."""
+    if len(result.points) != 1:
+        return ""
+    (name,) = result.points
+    text = ""
+    for title, edges in (("missed", result.missed(name)), ("not in it", result.extra(name))):
+        if edges:
+            shown = ", ".join(f"<code>{escape(edge)}</code>" for edge in edges[:MOST_EDGES])
+            more = f" and {len(edges) - MOST_EDGES:,} more" if len(edges) > MOST_EDGES else ""
+            summary = f"{escape(result.label)}: {len(edges):,} edges {title}"
+            text += f"<details><summary>{summary}</summary><p>{shown}{more}</p></details>"
+    return text
+
+
+def _faithfulness_header(results: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    has_accuracy = any("accuracy" in values for values in results.values())
+    return [
+        "circuit",
+        "edges",
+        f"{metric}, model",
+        "without edges",
+        "by the circuit",
+        "recovery",
+        "KL",
+        *(["accuracy"] if has_accuracy else []),
+    ]
+
+
+def _faithfulness_cells(values: Mapping[str, Any]) -> list[str]:
+    shown = [f"{values['edges_kept']:,} of {values['edges_total']:,}"]
+    shown += [number(values[key]) for key in ("clean", "corrupted", "circuit")]
+    shown += [_share(values["recovery"]), number(values["kl"])]
+    return shown + ([f"{values['accuracy']:.1%}"] if "accuracy" in values else [])
+
+
+def _share(value: float | None) -> str:
+    return "—" if value is None or not math.isfinite(value) else f"{value:.1%}"
