@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import Formatter
 
 from acdc.errors import ConfigError
-from acdc.tasks.base import Pair, TaskSettings, Tokenizer
+from acdc.tasks.base import Pair, Prompt, TaskSettings, Tokenizer
 
 
 def words_of(text: str) -> list[str]:
@@ -37,6 +37,31 @@ def check_settings(settings: TaskSettings, corruptions: Sequence[str]) -> None:
     if not isinstance(settings.size, int) or settings.size < 1:
         raise ConfigError(f"task.size={settings.size} is not a number of pairs: give 1 or more")
     check_choice("corruption", settings.corruption, corruptions)
+    if settings.partners < 1:
+        raise ConfigError(f"task.partners={settings.partners} is not a number of corrupted prompts: give 1 or more")
+
+
+def partners(settings: TaskSettings, first: Prompt, draw: Callable[[], Prompt]) -> Prompt | list[Prompt]:
+    """The corrupted prompt of a clean one; with `task.partners` a list of so many: the first, then what `draw` gives.
+
+    Raises
+    ------
+    ConfigError: there are not so many different ones.
+    """
+    if settings.partners == 1:
+        return first
+    found, idle = [first], 0
+    while len(found) < settings.partners and idle < 50 * (len(found) + 20):
+        another = draw()
+        idle = idle + 1 if another in found else 0
+        if another not in found:
+            found.append(another)
+    if len(found) < settings.partners:
+        raise ConfigError(
+            f"task.partners={settings.partners}, but with task.corruption={settings.corruption} a clean prompt of"
+            f" {settings.name} can have only {len(found)}: give fewer, or another task.corruption"
+        )
+    return found
 
 
 @dataclass(frozen=True)

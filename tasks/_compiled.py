@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TypeVar
 
-from acdc.tasks._common import check_choice, check_settings
+from acdc.tasks._common import check_choice, check_settings, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 T = TypeVar("T")
@@ -47,24 +48,26 @@ class GateSettings(TaskSettings):
 
 
 def gate_task(settings: GateSettings, tokenizer: Tokenizer, gate: Callable[[int, int], int]) -> Task:
-    """The task of a gate: every clean input with every corrupted one that the settings allow."""
+    """The task of a gate: every clean input with every corrupted one that the settings allow, or one pair with some."""
     check_settings(settings, GATE_CORRUPTIONS)
     check_choice("inputs", settings.inputs, GATE_INPUTS)
     notes: list[str] = []
     check_model(settings.name, N_GATE_TOKENS, tokenizer, notes)
     inputs = list(product((0, 1), repeat=2))
-    pairs = [
-        Pair(
-            _prompt(clean),
-            _prompt(corrupted),
-            answers=[gate(*clean)],
-            wrong_answers=[1 - gate(*clean)],
-            labels={"A": 0, "B": 1},
-        )
-        for clean in (inputs if settings.inputs == "all" else [(1, 1)])
-        for corrupted in inputs
-        if corrupted == _opposite(clean) or (settings.corruption == "resample" and corrupted != clean)
-    ]
+    rng = random.Random(settings.seed)
+    pairs = []
+    for clean in inputs if settings.inputs == "all" else [(1, 1)]:
+        others = [i for i in inputs if i != clean] if settings.corruption == "resample" else [_opposite(clean)]
+        for corrupted in others if settings.partners == 1 else others[:1]:
+            pairs.append(
+                Pair(
+                    _prompt(clean),
+                    partners(settings, _prompt(corrupted), partial(_one_of, others, rng)),
+                    answers=[gate(*clean)],
+                    wrong_answers=[1 - gate(*clean)],
+                    labels={"A": 0, "B": 1},
+                )
+            )
     pairs = at_most(pairs, settings.size, settings.seed)
     return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=settings.name)
 
@@ -72,6 +75,10 @@ def gate_task(settings: GateSettings, tokenizer: Tokenizer, gate: Callable[[int,
 def _prompt(bits: tuple[int, ...]) -> list[int]:
     a, b = bits
     return [a, 2 + b]
+
+
+def _one_of(inputs: Sequence[tuple[int, ...]], rng: random.Random) -> list[int]:
+    return _prompt(rng.choice(inputs))
 
 
 def _opposite(bits: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ class TaskSettings:
     size: number of pairs.
     seed: of the generator; the same seed gives the same pairs.
     corruption: how the corrupted prompt is made; each task lists its own.
+    partners: corrupted prompts of each clean one; metrics average over them.
     prepend_bos: True or False overrides the tokenizer's own habit; None follows it.
     check: what happens when the pairs look unsuitable for the model: `error`, `warn` or `off`. Pairs that cannot be
         used at all (unequal lengths, an answer of two tokens) always stop the run.
@@ -39,6 +40,7 @@ class TaskSettings:
     size: int = 32
     seed: int = 0
     corruption: str = ""
+    partners: int = 1
     prepend_bos: bool | None = None
     check: str = "warn"
     filter: list[str] | str = field(default_factory=list)

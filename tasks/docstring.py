@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, words_of
+from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("random", "random_answer", "random_doc")
@@ -69,10 +69,16 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         others = dict(zip(corrupted_slots, names[len(in_definition) + 1 :], strict=False))
         words |= {f"w{i}": word for i, word in enumerate(rng.sample(descriptions, 9))}
         words["function"] = rng.choice(functions)
-        clean, corrupted = fill(template, words), fill(template, words | others)
+        clean = fill(template, words)
+        unused = [name for name in arguments if name not in words.values()]
+
+        def another() -> str:
+            names = rng.sample(unused, len(corrupted_slots))
+            return fill(template, words | dict(zip(corrupted_slots, names, strict=True))).text
+
         return Pair(
             clean.text,
-            corrupted.text,
+            partners(settings, fill(template, words | others).text, another),
             answers=[f" {words[f'{asked}_def']}"],
             wrong_answers=[f" {words[slot]}" for slot in (*in_definition[:-1], "rest")],
             labels={slot: clean.last(slot, tokenizer) for slot in in_definition + in_docstring} | {"end": -1},

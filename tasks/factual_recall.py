@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_settings, distinct_pairs, fill, words_of
+from acdc.tasks._common import check_settings, distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("other_subject", "neutral")
@@ -58,14 +58,25 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     def draw() -> Pair:
         template = rng.choice(TEMPLATES)
         country, other = rng.sample(countries, 2)
+        others = [other]  # of whom the wrong answers are the capitals
         clean = fill(template, {"country": country})
-        corrupted = fill(template, {"country": rng.choice(neutral) if neutral else other})
+
+        def with_subject(subject: str) -> str:
+            return fill(template, {"country": subject}).text
+
+        def another() -> str:
+            if neutral:
+                return with_subject(rng.choice(neutral))
+            others.append(rng.choice([c for c in countries if c not in (country, *others)] or others))
+            return with_subject(others[-1])
+
+        corrupted = partners(settings, with_subject(rng.choice(neutral) if neutral else other), another)
         subject = clean.span("country", tokenizer)
         return Pair(
             clean.text,
-            corrupted.text,
+            corrupted,
             answers=[f" {CAPITALS[country]}"],
-            wrong_answers=[f" {CAPITALS[other]}"],
+            wrong_answers=[f" {CAPITALS[c]}" for c in others],
             subject=subject,
             labels={"subject": subject, "end": -1},
         )

@@ -19,7 +19,7 @@ import random
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES, check_choice, check_settings, distinct_pairs, fill
+from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES, check_choice, check_settings, distinct_pairs, fill, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("opposite", "neutral")
@@ -83,10 +83,13 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         template = rng.choice(FAMILIES[family])
         words = {slot: rng.choice(choices) for slot, choices in SLOTS[family].items()}
         clean = fill(template, words | {"name": rng.choice(names[gender]), "child": CHILDREN[gender]})
-        if settings.corruption == "opposite":
-            replaced = {"name": rng.choice(names[other]), "child": CHILDREN[other]}
-        else:
-            replaced = neutral
+
+        def corrupted() -> str:
+            opposite = settings.corruption == "opposite"
+            replaced = {"name": rng.choice(names[other]), "child": CHILDREN[other]} if opposite else neutral
+            return fill(template, words | replaced).text
+
+        prompts = partners(settings, corrupted(), corrupted)
         answer, wrong = (
             f" {PRONOUNS[g].capitalize() if template.endswith('.') else PRONOUNS[g]}" for g in (gender, other)
         )
@@ -95,7 +98,7 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         for slot in ("role", "child"):
             if slot in clean.places:
                 labels[slot] = clean.span(slot, tokenizer)
-        return Pair(clean.text, fill(template, words | replaced).text, [answer], [wrong], subject=name, labels=labels)
+        return Pair(clean.text, prompts, [answer], [wrong], subject=name, labels=labels)
 
     return Task(
         "gendered_pronoun",

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, words_of
+from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("01", "random_earlier")
@@ -56,17 +56,24 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         )
     rng = random.Random(settings.seed)
 
-    def draw() -> Pair:
+    def draw() -> Pair | None:
         century = rng.choice(list(years))
         first, *later = years[century]  # `first` is 01
         year = rng.choice(later)
-        other = first if settings.corruption == "01" else rng.choice(years[century][: years[century].index(year)])
+        earlier = [first] if settings.corruption == "01" else years[century][: years[century].index(year)]
+        other = first if settings.corruption == "01" else rng.choice(earlier)
         words = {"noun": rng.choice(nouns), "verb": rng.choice(verbs), "XX": century, "XX2": century}
-        clean, corrupted = (fill(TEMPLATE, words | {"YY": yy}) for yy in (year, other))
+        clean = fill(TEMPLATE, words | {"YY": year})
+
+        def with_year(yy: str) -> str:
+            return fill(TEMPLATE, words | {"YY": yy}).text
+
+        if settings.corruption != "01" and len(earlier) < settings.partners < len(years[century]):
+            return None  # so early a year has not so many before it
         at = clean.last("YY", tokenizer)
         return Pair(
             clean.text,
-            corrupted.text,
+            partners(settings, with_year(other), lambda: with_year(rng.choice(earlier))),
             answers=[ids[yy] for yy in ids if yy > year],
             wrong_answers=[ids[yy] for yy in ids if yy <= year],
             subject=[at, at + 1],

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from acdc.errors import ConfigError, TaskError
-from acdc.tasks._common import check_settings, distinct_pairs
+from acdc.tasks._common import check_settings, distinct_pairs, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("broken", "shuffled")
@@ -51,10 +51,15 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     def draw() -> Pair:
         tokens = rng.sample(usable, 2 * n)
         block, others = tokens[:n], tokens[n:]
-        first_half = others if settings.corruption == "broken" else _shuffled(block, rng)
+        rest = [token for token in usable if token not in block]
+
+        def corrupted(others: list[int]) -> list[int]:
+            return bos + (others if settings.corruption == "broken" else _shuffled(block, rng)) + block
+
+        prompts = partners(settings, corrupted(others), lambda: corrupted(rng.sample(rest, n)))
         return Pair(
             bos + block + block,
-            bos + first_half + block,
+            prompts,
             answers=[[token] for token in block[1:]],
             wrong_answers=[[rng.choice([t for t in block if t != token])] for token in block[1:]],
             position=list(range(middle, end - 1)),

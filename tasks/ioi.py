@@ -17,7 +17,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES, check_choice, check_settings, distinct_pairs, fill, words_of
+from acdc.tasks._common import (
+    FEMALE_NAMES,
+    MALE_NAMES,
+    Filled,
+    check_choice,
+    check_settings,
+    distinct_pairs,
+    fill,
+    partners,
+    words_of,
+)
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("abc", "flipped", "s2_random")
@@ -63,18 +73,26 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         abba = rng.random() < 0.5 if settings.order == "mixed" else settings.order == "abba"
         first, second = ("IO", "S1") if abba else ("S1", "IO")
         roles = {"IO": io, "S1": s, "S2": s}
-        other_roles = {
-            "abc": dict(zip(roles, others, strict=True)),
-            "flipped": roles | {"S2": io},
-            "s2_random": roles | {"S2": others[0]},
-        }[settings.corruption]
-        clean, corrupted = (
-            fill(template, words | {"A": who[first], "B": who[second], "S2": who["S2"]}) for who in (roles, other_roles)
-        )
+
+        def other_roles(others: list[str]) -> dict[str, str]:
+            return {
+                "abc": dict(zip(roles, others, strict=True)),
+                "flipped": roles | {"S2": io},
+                "s2_random": roles | {"S2": others[0]},
+            }[settings.corruption]
+
+        def filled(who: dict[str, str]) -> Filled:
+            return fill(template, words | {"A": who[first], "B": who[second], "S2": who["S2"]})
+
+        def corrupted(others: list[str]) -> str:
+            return filled(other_roles(others)).text
+
+        clean = filled(roles)
+        strangers = [name for name in names if name not in (io, s)]
         at = {first: clean.last("A", tokenizer), second: clean.last("B", tokenizer)}
         return Pair(
             clean.text,
-            corrupted.text,
+            partners(settings, corrupted(others), lambda: corrupted(rng.sample(strangers, 3))),
             answers=[f" {io}"],
             wrong_answers=[f" {s}"],
             labels={

@@ -45,6 +45,10 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         raise ConfigError(
             f"task.corruption={settings.corruption} has no effect on task=pairs: the file holds both prompts"
         )
+    if settings.partners != 1:
+        raise ConfigError(
+            f"task.partners={settings.partners} has no effect on task=pairs: the file gives a list of corrupted prompts"
+        )
     pairs = read(settings.path, tokenizer)
     if settings.size is not None:
         if not 1 <= settings.size <= len(pairs):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_settings, distinct_pairs, fill, words_of
+from acdc.tasks._common import check_settings, distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("opposite", "neutral")
@@ -55,11 +55,15 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         template = rng.choice(TEMPLATES)
         thing = {"thing": rng.choice(things)}
         clean = fill(template, thing | {"adjective": rng.choice(adjectives[kind])})
-        replacement = rng.choice(adjectives[other if settings.corruption == "opposite" else "neutral"])
+
+        def corrupted() -> str:
+            adjective = rng.choice(adjectives[other if settings.corruption == "opposite" else "neutral"])
+            return fill(template, thing | {"adjective": adjective}).text
+
         at = clean.span("adjective", tokenizer)
         return Pair(
             clean.text,
-            fill(template, thing | {"adjective": replacement}).text,
+            partners(settings, corrupted(), corrupted),
             answers=[f" {word}" for word in answers[kind]],
             wrong_answers=[f" {word}" for word in answers[other]],
             subject=at,

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill
+from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("number", "both")
@@ -71,7 +71,7 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         at = clean.span("subject", tokenizer)
         return Pair(
             clean.text,
-            corrupted.text,
+            partners(settings, corrupted.text, lambda: corrupted.text),
             answers=[f" {verb}" for verb in VERBS[number]],
             wrong_answers=[f" {verb}" for verb in VERBS[1 - number]],
             subject=at,

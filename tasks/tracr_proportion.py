@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
 
-from acdc.tasks._common import check_choice, check_settings
+from acdc.tasks._common import check_choice, check_settings, partners
 from acdc.tasks._compiled import L2_THRESHOLD, at_most, check_model
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
@@ -59,9 +60,10 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     pairs = []
     for sequence in at_most(sequences, settings.size, settings.seed):
         others = sorted(set(permutations(sequence))) if settings.corruption == "permuted" else sequences
-        corrupted = rng.choice([other for other in others if _is_x(other) != _is_x(sequence)])
+        prompts = [[*start, *other] for other in others if _is_x(other) != _is_x(sequence)]
+        corrupted = partners(settings, rng.choice(prompts), partial(rng.choice, prompts))
         positions = list(range(1, len(start) + settings.length))
-        pairs.append(Pair([*start, *sequence], [*start, *corrupted], position=positions))
+        pairs.append(Pair([*start, *sequence], corrupted, position=positions))
     return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=MODEL)
 
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
 
-from acdc.tasks._common import check_choice, check_settings
+from acdc.tasks._common import check_choice, check_settings, partners
 from acdc.tasks._compiled import L2_THRESHOLD, at_most, check_model
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
@@ -53,11 +54,11 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     pairs = []
     for words in at_most(sequences, settings.size, settings.seed):
         others = sorted(set(permutations(words))) if settings.corruption == "permuted" else sequences
-        corrupted = rng.choice([other for other in others if other != words])
+        prompts = [[BOS, *other] for other in others if other != words]
         pairs.append(
             Pair(
                 [BOS, *words],
-                [BOS, *corrupted],
+                partners(settings, rng.choice(prompts), partial(rng.choice, prompts)),
                 answers=[[word] for word in reversed(words)],
                 wrong_answers=[[other for other in WORDS if other != word] for word in reversed(words)],
                 position=list(range(1, settings.length + 1)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from acdc.errors import TaskError
 from acdc.evaluation.pair_filter import limits_table
 from acdc.files import write_csv, write_json
 from acdc.jobs.common import Outcome, config_yaml, do_in_one_go
@@ -16,7 +17,12 @@ from acdc.tracking import say
 
 
 def run(prepared: Prepared, folder: Path, console: Console) -> None:
-    """Show the check of the pairs, and write it as `pairs.csv`, `pairs.json` and `report.html`."""
+    """Show the check of the pairs, and write it as `pairs.csv`, `pairs.json` and `report.html`.
+
+    Raises
+    ------
+    TaskError: with `task.check=error`, once all is written, if something speaks against the pairs.
+    """
     check, experiment = prepared.check, prepared.experiment
     assert check is not None  # prepare makes it for this job
 
@@ -60,3 +66,5 @@ def run(prepared: Prepared, folder: Path, console: Console) -> None:
     do_in_one_go(prepared, folder, console, work)
     for name in ("pairs.csv", "report.html"):
         say(console, f"{name.partition('.')[0]:<20} {folder / name}")
+    if prepared.settings.task.check == "error" and (problems := check.problems()):
+        raise TaskError(f"task.check=error: {'; '.join(problems)}")

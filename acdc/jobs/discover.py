@@ -8,10 +8,12 @@ import math
 import platform
 import resource
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,13 +22,14 @@ import acdc
 from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver
-from acdc.evaluation.faithfulness import faithfulness
+from acdc.evaluation.faithfulness import by_partner, faithfulness
 from acdc.files import write_json
 from acdc.formats.graphml import write_graphml
 from acdc.formats.mib import write_mib_json
 from acdc.jobs.common import announce, begin, config_yaml, logging_to
 from acdc.jobs.prepare import Prepared
 from acdc.journal import Journal, RunState
+from acdc.report.grades import partners_section
 from acdc.report.html import write_report
 from acdc.report.pairs import pairs_section, short_table
 from acdc.report.picture import render_all
@@ -69,8 +72,8 @@ def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journ
             trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
         circuit = discovery.discover(experiment, settings.method, Watchers(journal, keeper, *trackers), replay)
         keeper.receiver("done", 0)
-        _complete(circuit, prepared, state)
-        files = _write_results(circuit, prepared, folder)
+        partners = _complete(circuit, prepared, state)
+        files = _write_results(circuit, prepared, folder, partners)
         for tracker in trackers:
             tracker.finished(circuit.metrics, files)
         failed = False
@@ -93,15 +96,19 @@ class _Bookkeeper(NoObserver):
         log.info("%s: %d edges undecided", name, remaining)
 
 
-def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> None:
-    """Metrics, method and provenance of a found circuit."""
+def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dict[str, Any]]:
+    """Metrics, method and provenance of a found circuit; returns what it does with each corrupted partner alone."""
     experiment = prepared.experiment
     loop = circuit.metrics
     measured = faithfulness(experiment, circuit)
     if not math.isfinite(measured["recovery"]):
         measured["recovery"] = None  # the model with and without its edges gives the same
+    partners = by_partner(experiment, circuit)
+    recoveries = [one["recovery"] for one in partners if math.isfinite(one["recovery"])]
+    spread = {"partner_recovery_min": min(recoveries), "partner_recovery_max": max(recoveries)} if recoveries else {}
     circuit.metrics = {
         **measured,
+        **spread,
         **loop,
         "on_path": len(circuit.on_path()),
         "seconds": round(state.values["seconds"], 3),
@@ -123,6 +130,7 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> None:
         "pairs": len(experiment.pairs),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    return partners
 
 
 def _peak_mb() -> float:
@@ -132,9 +140,14 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit + gpu
 
 
-def _write_results(circuit: Circuit, prepared: Prepared, folder: Path) -> dict[str, Path]:
+def _write_results(
+    circuit: Circuit, prepared: Prepared, folder: Path, partners: Sequence[Mapping[str, Any]]
+) -> dict[str, Path]:
     """Every file of a finished discovery but the growing ones."""
     notes = list(prepared.notes)
+    sections = [partners_section(partners, prepared.experiment.metric_name)] if partners else []
+    if prepared.check is not None:
+        sections.append(pairs_section(prepared.check))
     circuit.save(folder / "circuit.json")
     if circuit.graph.config.split_embedding:
         notes.append("circuit.mib.json was not written: MIB's format knows one embedding, not token and position apart")
@@ -153,7 +166,7 @@ def _write_results(circuit: Circuit, prepared: Prepared, folder: Path) -> dict[s
         svg=svg.read_text() if svg.exists() else None,
         config_yaml=config_yaml(prepared),
         notes=notes,
-        sections=[pairs_section(prepared.check)] if prepared.check is not None else [],
+        sections=sections,
     )
     names = ("circuit.json", "circuit.mib.json", "circuit.graphml", "circuit.dot", "circuit.svg", "circuit.png")
     return {name: folder / name for name in (*names, "metrics.json", "report.html") if (folder / name).exists()}
@@ -167,8 +180,13 @@ def _show(circuit: Circuit, folder: Path, console: Console) -> None:
         "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
         m["metric"]: f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}",
         "recovery": recovery,
+        **({"with one partner": f"recovery {_range(m)}"} if "partner_recovery_min" in m else {}),
         "KL(model ‖ circuit)": f"{m['kl']:.4g}",
         "decisions": f"{m['decisions']} ({m['near_ties']} near-ties) in {m['seconds']:.1f} s",
         "report": folder / "report.html",
     }.items():
         say(console, f"{name:<20} {value}")
+
+
+def _range(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['partner_recovery_min']:.1%} to {metrics['partner_recovery_max']:.1%}"

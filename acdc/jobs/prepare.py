@@ -65,7 +65,7 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
     wanted = settings.task.check != "off" or job == "check"
     check = check_task(experiment, settings.task) if wanted else None
     problems = check.problems() if check is not None and settings.task.check != "off" else []
-    if problems and settings.task.check == "error" and job != "check":  # that job is there to show them
+    if problems and settings.task.check == "error" and job != "check":  # it shows them first
         raise TaskError(f"task.check=error: {'; '.join(problems)}")
     check_tracker(settings.tracker)
     return Prepared(settings, experiment, (*experiment.notes, *problems), check, circuits)

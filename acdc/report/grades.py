@@ -58,7 +58,12 @@ def partners_section(values: Sequence[Mapping[str, Any]], metric: str) -> Sectio
         for i, v in enumerate(values)
     ]
     header = ["partner", f"{metric}, no edges", f"{metric}, circuit", "recovery", "KL"]
-    html = f"<p>{escape(partners_line(values))}</p>" + table(header, rows, numeric=range(1, 5))
+    line = partners_line(values)
+    html = (
+        f"<p>{escape(line[0].upper() + line[1:])}. How much the circuit itself depends on the choice of the corruption,"
+        " <code>acdc -m task.corruption=…</code> shows: it compares the circuits.</p>"
+        + table(header, rows, numeric=range(1, 5))
+    )
     return Section("The choice of corrupted prompts", html)
 
 

@@ -27,6 +27,8 @@ EXPLANATIONS = {
     "recovery": "(circuit − corrupted) / (clean − corrupted): 100% is as good as the full model",
     "accuracy": "how often the circuit's top token is an answer (without answers: the model's top token)",
     "accuracy_model": "the same for the full model",
+    "partner_recovery_min": "the least recovery with one corrupted partner of each clean prompt alone",
+    "partner_recovery_max": "the largest",
     "kl": "KL(model ‖ circuit) of the next-token distributions, in nats: 0 is the same prediction",
     "edges_kept": "edges in the circuit",
     "edges_total": "edges in the model's computational graph",
