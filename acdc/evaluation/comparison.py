@@ -65,6 +65,22 @@ class CircuitComparison:
             f" of two of them is {self.mean_jaccard:.2f} on average, {min(pairs):.2f} to {max(pairs):.2f}."
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file: sizes, Jaccard indices, the common core, and every edge with its effects."""
+        circuits = zip(self.labels, self.circuits, strict=True)
+        return {
+            "summary": self.summary(),
+            "circuits": [
+                {"label": label, "edges": len(circuit), "recovery": circuit.metrics.get("recovery")}
+                for label, circuit in circuits
+            ],
+            "jaccard": self.jaccard,
+            "mean_jaccard": self.mean_jaccard,
+            "kept_by_exactly": self.kept_by_exactly(),
+            "core": [str(edge) for edge in self.core],
+            "edges": self.edge_rows(),
+        }
+
     def pair_rows(self) -> list[dict[str, Any]]:
         """One row for every two circuits: their edges, shared edges, and Jaccard indices of edges and of nodes."""
         rows = []

@@ -15,14 +15,15 @@ MAX_ROWS = 100  # edges listed
 
 def console_table(comparison: CircuitComparison) -> Table:
     """One row a circuit: its edges, its recovery, and the Jaccard index with each circuit."""
-    shown = Table(title="Jaccard index of the circuits' edges", title_justify="left")
+    title = "Jaccard index of the circuits' edges"
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     for name in ("", "edges", "recovery", *comparison.labels):
         shown.add_column(Text(name), justify="left" if not name else "right")
     rows = zip(comparison.labels, comparison.circuits, comparison.jaccard, strict=True)
     for label, circuit, row in rows:
-        recovery = number(circuit.metrics.get("recovery"))
+        recovery = _share(circuit.metrics.get("recovery"))
         shown.add_row(Text(label), f"{len(circuit):,}", recovery, *(f"{value:.2f}" for value in row))
-    shown.add_section()
+    shown.add_row()
     shown.add_row("in common", f"{len(comparison.core):,}")
     shown.add_row("in any", f"{len(comparison.union):,}")
     return shown
@@ -32,7 +33,7 @@ def comparison_section(comparison: CircuitComparison) -> Section:
     """Sizes, Jaccard indices, how many edges how many circuits keep, and the edges themselves."""
     labels, n = [escape(label) for label in comparison.labels], len(comparison.labels)
     matrix = [
-        [label, f"{len(circuit):,}", number(circuit.metrics.get("recovery")), *(_heat(value) for value in row)]
+        [label, f"{len(circuit):,}", _share(circuit.metrics.get("recovery")), *(_heat(value) for value in row)]
         for label, circuit, row in zip(labels, comparison.circuits, comparison.jaccard, strict=True)
     ]
     counts = [
@@ -61,6 +62,10 @@ def _edges(comparison: CircuitComparison, labels: list[str]) -> str:
     listed = table(["sender", "receiver", "kept by", *labels], cells, numeric=range(2, len(labels) + 3))
     rest = f"<p>{len(rows) - MAX_ROWS:,} more are not listed.</p>" if len(rows) > MAX_ROWS else ""
     return f"<details><summary>The edges and their effects</summary>{listed}{rest}</details>"
+
+
+def _share(recovery: float | None) -> str:
+    return "—" if recovery is None else f"{recovery:.1%}"
 
 
 def _heat(value: float) -> str:
