@@ -86,7 +86,7 @@ def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None
     write_page(
         folder / "comparison.html",
         f"{len(found)} circuits · {tasks} · {found[0][1].model}",
-        comparison.summary(),
+        f"The circuits that the sweep in {folder} has found, and what they have in common.",
         [comparison_section(comparison)],
     )
     if len(found) <= MOST_IN_MATRIX:

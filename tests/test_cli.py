@@ -157,7 +157,16 @@ def test_a_sweep(launcher: str, case: Case, here: Path, capfd: pytest.CaptureFix
     assert err == ""
 
     assert [path.name for path in here.iterdir()] == ["sweep"]
-    assert {path.name for path in (here / "sweep").iterdir()} == {"0", "1", "2", "multirun.yaml", "sweep.csv"}
+    assert {path.name for path in (here / "sweep").iterdir()} == {
+        "0",
+        "1",
+        "2",
+        "multirun.yaml",
+        "sweep.csv",
+        "comparison.csv",
+        "comparison.json",
+        "comparison.html",
+    }
     rows = list(csv.DictReader((here / "sweep" / "sweep.csv").open()))
     assert [(row["run"], row["method.threshold"]) for row in rows] == [("0", "0.01"), ("1", "0.05"), ("2", "100")]
     for row in rows:

@@ -183,18 +183,19 @@ def _ranked(scores: Mapping[Edge, float], truth: Truth, absolute: bool) -> list[
 def plot_roc(curves: Mapping[str, Curve], path: str | Path, rule: str = "pessimistic", title: str = "") -> Path:
     """Draw ROC curves with their areas; the suffix of the path says how: .svg, .png or .pdf.
 
-    `pessimistic` curves are stairs, `trapezoid` ones straight lines.
+    `pessimistic` curves are stairs, `trapezoid` ones straight lines. A curve that lies under another is the wider one.
     """
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, linestyle=":")
-    for name, curve in curves.items():
+    for i, (name, curve) in enumerate(curves.items()):
         xs, ys = zip(*curve.corners(), strict=True)
         (line,) = axes.plot(
             xs,
             ys,
+            linewidth=1.6 + 2 * (len(curves) - 1 - i),
             drawstyle="steps-post" if rule == "pessimistic" else "default",
             label=f"{name}: {', '.join(f'{curve.auc(r):.3f}' for r in RULES)}",
         )
@@ -203,6 +204,6 @@ def plot_roc(curves: Mapping[str, Curve], path: str | Path, rule: str = "pessimi
     axes.set(
         xlabel="false-positive rate", ylabel="true-positive rate", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
     )
-    axes.legend(loc="lower right", title=f"area: {', '.join(RULES)}", fontsize="small")
+    figure.legend(loc="outside lower center", title=f"area: {', '.join(RULES)}", fontsize="small")
     figure.savefig(path)
     return Path(path)

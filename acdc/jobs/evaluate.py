@@ -34,6 +34,8 @@ from acdc.report.html import Section, configuration, notes_section, write_page
 from acdc.report.pairs import pairs_section
 from acdc.tracking import say
 
+MOST_ON_CONSOLE = 8  # circuits whose grades are listed one by one
+
 
 @dataclass(frozen=True)
 class Part:
@@ -131,7 +133,8 @@ def _grades(prepared: Prepared, folder: Path) -> Part:
         what = next(iter(circuits)) if len(circuits) == 1 else "all"
         rows += [(what, result.label, key, value) for key, value in result.areas().items()]
         metrics |= {f"{result.label}_{key}": value for key, value in result.areas().items()}
-    shown: list[RenderableType] = [grades_table(graded), areas_table(graded)] if graded else []
+    shown: list[RenderableType] = [grades_table(graded)] if graded and len(circuits) <= MOST_ON_CONSOLE else []
+    shown += [areas_table(graded)] if graded else []
     shown += [f"not graded: {line}" for line in absent]
     values = {"against": [result.as_dict() for result in graded], "absent": absent}
     section = grades_section(graded, absent, [path for name, path in files.items() if name.endswith("svg")])

@@ -68,7 +68,19 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
     if problems and settings.task.check == "error" and job != "check":  # it shows them first
         raise TaskError(f"task.check=error: {'; '.join(problems)}")
     check_tracker(settings.tracker)
-    return Prepared(settings, experiment, (*experiment.notes, *problems), check, circuits)
+    notes = [*experiment.notes, *_strangers(circuits, experiment), *problems]
+    return Prepared(settings, experiment, tuple(notes), check, circuits)
+
+
+def _strangers(circuits: dict[str, Circuit], experiment: Experiment) -> list[str]:
+    """Notes on circuits that were found on another task, or in another model of the same shape."""
+    here = {"task": experiment.task.name, "model": experiment.model.name}
+    return [
+        f"{name} was found with {what}={there}, and is evaluated with {what}={here[what]}"
+        for name, circuit in circuits.items()
+        for what, there in (("task", circuit.task), ("model", circuit.model))
+        if there and there != here[what]
+    ]
 
 
 def build(settings: RunSettings, circuits: dict[str, Circuit]) -> Experiment:

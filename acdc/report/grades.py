@@ -189,4 +189,4 @@ def _faithfulness_cells(values: Mapping[str, Any]) -> list[str]:
 
 
 def _share(value: float | None) -> str:
-    return "—" if value is None or not math.isfinite(value) else f"{value:.1%}"
+    return "—" if value is None or not math.isfinite(value) else f"{round(value, 4) + 0.0:.1%}"  # no −0.0%

@@ -126,7 +126,8 @@ def each_pair_table(check: PairCheck) -> Table:
 def each_pair_section(check: PairCheck) -> Section:
     """The same as a section of a page."""
     rows = [[escape(cell) for cell in _cells(check, record)] for record in check.records[:MOST_ON_PAGE]]
-    html = "<p>Ranks: 1 is the most frequent token.</p>" + table(_header(check), rows)
+    ranks = "<p>In brackets, how frequent the tokens are: 1 is the most frequent.</p>" * bool(check.frequencies)
+    html = ranks + table(_header(check), rows)
     if (rest := len(check.records) - MOST_ON_PAGE) > 0:
         html += f"<p>{rest:,} more are in pairs.csv.</p>"
     return Section("Each pair", html)
@@ -160,7 +161,7 @@ def _cells(check: PairCheck, record: PairRecord) -> list[str]:
         values = [f"{before.value:.3g} → {after.value:.3g}", f"{before.p_answers:.2g} → {after.p_answers:.2g}"]
     remarks = [text for text, is_so in _REMARKS.items() if is_so(record)]
     return [
-        record.where + f", {record.partner}" * (len(check.by_pair[record.pair]) > 1),
+        record.where.rpartition("/")[2] + f", {record.partner}" * (len(check.by_pair[record.pair]) > 1),
         ", ".join(swaps) or "nothing",
         *values,
         ", ".join([*([record.outcome] if check.has_choice else []), *remarks]),

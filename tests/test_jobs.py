@@ -1,0 +1,377 @@
+"""The jobs besides the discovery, tried the way a user would."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PAIRS, Case, as_process, assert_refused, contents, make_case, read_json
+from transformers import AutoModelForCausalLM
+
+from acdc import Circuit, Edge, Experiment, Graph, GraphConfig, tasks
+from acdc.cli import run
+from acdc.evaluation.faithfulness import by_partner, faithfulness
+from acdc.evaluation.grading import grade_all
+from acdc.evaluation.ground_truth import published
+from acdc.formats.mib import write_mib_json
+from acdc.formats.reading import read_circuit
+from acdc.tasks.base import Pair, Task
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("case"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def model_prefers(case: Case, prompt: list[int], right: int, wrong: int) -> float:
+    """The logit difference by Hugging Face."""
+    model = AutoModelForCausalLM.from_pretrained(case.model)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1]
+    return float(logits[right] - logits[wrong])
+
+
+# The pair check.
+
+
+def test_the_check_writes_and_shows_every_pair(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    counts = here / "counts.json"
+    counts.write_text(json.dumps({str(token): 100 - token for token in range(10)}))  # 0 is the most frequent
+    arguments = case.arguments(job="check", task__check="warn", task__frequencies="counts.json")
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    names = {"pairs.csv", "pairs.json", "report.html", "metrics.json", "run.json", "run.log", ".hydra"}
+    assert {path.name for path in (here / "out").iterdir()} == names
+    rows = rows_of(here / "out" / "pairs.csv")
+    assert [row["where"] for row in rows] == [f"{case.pairs} line {i}" for i in (1, 2, 3)]
+    for row, pair in zip(rows, PAIRS, strict=True):
+        clean, corrupted = pair["clean"], pair["corrupted"]
+        at = [i for i in range(4) if clean[i] != corrupted[i]]
+        assert (row["differing"], row["first_difference"]) == (str(len(at)), str(at[0]))
+        assert row["positions"] == " ".join(map(str, at))
+        assert row["clean_ranks"] == " ".join(str(clean[i] + 1) for i in at)
+        assert row["corrupted_ranks"] == " ".join(str(corrupted[i] + 1) for i in at)
+        values = [
+            model_prefers(case, prompt, pair["answers"][0], pair["wrong_answers"][0]) for prompt in (clean, corrupted)
+        ]
+        assert float(row["logit_diff_clean"]) == pytest.approx(values[0], abs=1e-4)
+        assert float(row["logit_diff_corrupted"]) == pytest.approx(values[1], abs=1e-4)
+        assert (row["outcome"] == "opposite") == (values[0] * values[1] < 0)
+    content = read_json(here / "out" / "pairs.json")
+    assert content["frequencies"] == "the counts in counts.json"
+    assert content["summary"]["pairs"] == len(content["pairs"]) == 3
+    assert content["filters"]["minimal:2"] == 3
+    page = (here / "out" / "report.html").read_text()
+    out = capfd.readouterr().out
+    for words in ("same length and structure", "frequency of swapped tokens", "the counts in counts.json"):
+        assert words in " ".join(out.split())
+        assert words in page
+    assert re.search(r"task\.filter=\[minimal:2\] +leaves 3 of 3, drops 0", out)
+    assert "1: 5 → 6 (6, 7), 3: 3 → 4 (4, 5)" in page
+    assert out.count("5 → 6 (6, 7)") == 1
+
+
+def test_a_check_that_is_to_be_an_error_shows_the_pairs_first(
+    case: Case, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "twice.jsonl").write_text(2 * (json.dumps(PAIRS[0]) + "\n"))
+    arguments = case.arguments(job="check", task__path="twice.jsonl", task__check="error")
+    assert run([*arguments, "hydra.run.dir=out"]) == 2
+    captured = capfd.readouterr()
+    assert "repeats a pair" in " ".join(captured.out.split())
+    assert captured.err.startswith("acdc: task.check=error: 1 of 2 pairs repeat an earlier one")
+    assert captured.err.count("\n") == 1
+    assert (here / "out" / "report.html").exists()
+    # Before a discovery nothing is made.
+    assert_refused([*arguments, "job=discover", "hydra.run.dir=other"], capfd, "1 of 2 pairs repeat an earlier one")
+    assert not (here / "other").exists()
+
+
+def test_a_finished_check_is_not_done_again(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*case.arguments(job="check"), "hydra.run.dir=out"]) == 0
+    before = contents(here / "out")
+    assert run(["resume=out"]) == 0
+    assert capfd.readouterr().out.endswith("the run in out is finished\n")
+    assert contents(here / "out") == before
+    (here / "out" / "run.json").unlink()  # as if it had been killed
+    (here / "out" / "report.html").unlink()
+    assert run(["resume=out"]) == 0
+    assert contents(here / "out").keys() == before.keys()
+    assert contents(here / "out")["report.html"] == before["report.html"]
+
+
+def test_the_table_comes_before_a_discovery(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for check, shown in (("warn", True), ("off", False)):
+        assert run([*case.arguments(task__check=check), f"hydra.run.dir={check}"]) == 0
+        out = capfd.readouterr().out
+        assert ("task.filter would leave" in out) is shown
+        assert ("What each filter would leave" in (here / check / "report.html").read_text()) is shown
+        assert out.index("The pairs of pairs") < out.index("edges kept") if shown else "The pairs of" not in out
+
+
+# Filters.
+
+
+def test_a_filter_keeps_the_good_pairs_and_says_how_many_fell_out(
+    case: Case, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps(pair) + "\n" for pair in (*PAIRS, PAIRS[0], {**PAIRS[1], "corrupted": [4, 3, 1, 6]})]
+    (here / "five.jsonl").write_text("".join(lines))
+    arguments = case.arguments(task__path="five.jsonl", task__filter="[unique,minimal:1]")
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    note = "task.filter keeps 1 of 5 pairs; fell out: unique 1, minimal:1 3"
+    assert f"note: {note}\n" in capfd.readouterr().out
+    assert note in (here / "out" / "report.html").read_text()
+    assert read_json(here / "out" / "circuit.json")["provenance"]["pairs"] == 1
+    # The circuit is that of the pair by itself.
+    (here / "one.jsonl").write_text(lines[4])
+    assert run([*case.arguments(task__path="one.jsonl"), "hydra.run.dir=one"]) == 0
+    circuits = [Circuit.load(here / name / "circuit.json").edges for name in ("out", "one")]
+    assert circuits[0] == pytest.approx(circuits[1])
+
+
+def test_filters_in_python_and_a_task_of_ones_own_model() -> None:
+    every = Experiment.build(task="tracr_reverse")
+    assert every.model.name == "tracr_reverse"
+    assert every.graph.inputs == ("input.tok", "input.pos")
+    kept = Experiment.build(task="tracr_reverse", filter="minimal:1")
+    one_differs = [
+        pair for pair in every.pairs if sum(a != b for a, b in zip(pair.clean, pair.corrupted[0], strict=True)) == 1
+    ]
+    assert [pair.clean for pair in kept.pairs] == [pair.clean for pair in one_differs]
+    assert (
+        kept.notes[-1]
+        == f"task.filter keeps {len(one_differs)} of 27 pairs; fell out: minimal:1 {27 - len(one_differs)}"
+    )
+    gate = Task("mine", [Pair([1, 3], [0, 2])], "l2", model="gate_or")
+    assert Experiment.build(task=gate).model.name == "gate_or"
+
+
+# The evaluation.
+
+
+def evaluate(case: Case, circuit: Path, **options: object) -> int:
+    return run([*case.arguments(job="evaluate", circuit=circuit, **options), "hydra.run.dir=out"])
+
+
+def test_whole_empty_and_found_circuits(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is known without an engine: everything is the model, nothing is no edges."""
+    assert run([*case.arguments(), "hydra.run.dir=found"]) == 0
+    found = Circuit.load(here / "found" / "circuit.json")
+    (here / "all" / "whole").mkdir(parents=True)
+    (here / "all" / "none").mkdir()
+    Circuit(found.graph, dict.fromkeys(found.graph, 1.0)).save(here / "all" / "whole" / "circuit.json")
+    Circuit(found.graph, {}).save(here / "all" / "none" / "circuit.json")
+    capfd.readouterr()
+    assert evaluate(case, here / "all") == 0
+    results = read_json(here / "out" / "evaluate.json")["faithfulness"]
+    assert results["whole"]["recovery"] == pytest.approx(1)
+    assert results["whole"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert results["none"]["recovery"] == 0
+    model = AutoModelForCausalLM.from_pretrained(case.model)
+    with torch.no_grad():
+        best = [int(model(torch.tensor([pair["clean"]])).logits[0, -1].argmax()) for pair in PAIRS]
+    right = sum(token in pair["answers"] for token, pair in zip(best, PAIRS, strict=True)) / len(PAIRS)
+    assert results["whole"]["accuracy"] == results["whole"]["accuracy_model"] == pytest.approx(right)
+    values = [model_prefers(case, pair["clean"], pair["answers"][0], pair["wrong_answers"][0]) for pair in PAIRS]
+    assert results["whole"]["clean"] == pytest.approx(sum(values) / len(values), abs=1e-4)
+    out = capfd.readouterr().out
+    assert re.search(r"not graded: no circuit is published for the task pairs\n", out)
+
+    # The circuit of a run has the numbers that the run gave it, also by way of MIB's file.
+    for name in ("circuit.json", "circuit.mib.json"):
+        assert run([*case.arguments(job="evaluate", circuit=here / "found" / name), f"hydra.run.dir={name}.out"]) == 0
+        metrics = read_json(here / f"{name}.out" / "metrics.json")
+        for key in ("clean", "corrupted", "circuit", "recovery", "kl", "edges_kept"):
+            assert metrics[key] == pytest.approx(found.metrics[key], abs=1e-6)
+    rows = rows_of(here / "circuit.json.out" / "evaluate.csv")
+    (recovery,) = [row for row in rows if row["measure"] == "recovery"]
+    assert float(recovery["value"]) == pytest.approx(found.metrics["recovery"], abs=1e-6)
+
+
+def mann_whitney(scores: dict[str, float], true: set[str]) -> float:
+    """The share of pairs of a right and a wrong item in which the right one has the higher score; a tie is half."""
+    right = [score for name, score in scores.items() if name in true]
+    wrong = [score for name, score in scores.items() if name not in true]
+    return sum((a > b) + (a == b) / 2 for a in right for b in wrong) / (len(right) * len(wrong))
+
+
+# What acdc.evaluation.derive says of tracr's reverse with corrupted prompts: FIELD's and the literature's resample set.
+REVERSE = {"input.tok->a3.h0<v>", "a3.h0->logits"}
+
+
+def test_a_score_file_is_graded(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Scores by hand, with ties; the areas by counting pairs of right and wrong edges."""
+    graph = Experiment.build(task="tracr_reverse").graph
+    scores = {str(edge): ((7 * i) % 13 - 6) / 2 for i, edge in enumerate(graph)}
+    kept = {Edge.parse(name): score for name, score in scores.items() if score >= 2.5}
+    Circuit(graph, kept, {Edge.parse(n): s for n, s in scores.items()}).save(here / "scores.json")
+    arguments = ["job=evaluate", "circuit=scores.json", "task=tracr_reverse"]
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    names = {str(edge) for edge in kept}
+    assert metrics["derived_edges_precision"] == pytest.approx(len(names & REVERSE) / len(names))
+    assert metrics["derived_edges_recall"] == pytest.approx(len(names & REVERSE) / 2)
+    assert metrics["derived_edges_auc_trapezoid"] == pytest.approx(mann_whitney(scores, REVERSE))
+    assert metrics["published_resample_edges_auc_trapezoid"] == metrics["derived_edges_auc_trapezoid"]
+    (against,) = [
+        one for one in read_json(here / "out" / "evaluate.json")["grades"]["against"] if one["label"] == "derived"
+    ]
+    assert set(against["circuits"]["scores.json"]["missed_edges"]) == REVERSE - names
+    assert set(against["circuits"]["scores.json"]["extra_edges"]) == names - REVERSE
+    for name in ("roc_edges.svg", "roc_edges.png", "roc_nodes.svg", "roc_nodes.png"):
+        assert (here / "out" / name).stat().st_size > 3000
+    page = (here / "out" / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "Miller et al. 2024" in page
+    assert "pessimistic" in capfd.readouterr().out
+    assert run([*arguments, "job.absolute=true", "hydra.run.dir=abs"]) == 0
+    sizes = {name: abs(score) for name, score in scores.items()}
+    area = read_json(here / "abs" / "metrics.json")["derived_edges_auc_trapezoid"]
+    assert area == pytest.approx(mann_whitney(sizes, REVERSE))
+
+
+def test_a_published_circuit_is_graded_by_mibs_file(here: Path) -> None:
+    """The docstring circuit without its two heads of layer 3, which is 24 edges less those that touch one of them."""
+    truth = published("docstring")
+    less = {edge: 1.0 for edge in truth.edges if not {"a3.h0", "a3.h6"} & {part[:5] for part in edge}}
+    write_mib_json(Circuit(truth.graph, less), here / "less.json")
+    (graded,) = grade_all({"less": read_circuit(here / "less.json")}, {"published": truth})
+    assert graded.rates("less")["edges_recall"] == pytest.approx(len(less) / 24)
+    assert graded.rates("less")["edges_precision"] == 1
+    assert len(graded.missed("less")) == 24 - len(less)
+
+
+def test_a_truth_of_ones_own(case: Case, here: Path) -> None:
+    assert run([*case.arguments(), "hydra.run.dir=found"]) == 0
+    found = Circuit.load(here / "found" / "circuit.json")
+    Circuit(found.graph, dict(list(found.edges.items())[::2])).save(here / "half.json")
+    assert evaluate(case, here / "found", job__truth="half.json") == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    half = (len(found) + 1) // 2
+    assert (metrics["file_edges_recall"], metrics["file_edges_precision"]) == (1, pytest.approx(half / len(found)))
+
+
+def test_a_sweep_is_graded_as_one_curve(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The gate: whatever the threshold, ACDC keeps one of two branches, 4 of 7 edges; a huge one keeps nothing."""
+    arguments = ["-m", "task=gate_or", "ablation=zero", "method.projection_edges=true", "task.check=off"]
+    assert run([*arguments, "method.threshold=1e-3,1e-2,100", "hydra.sweep.dir=sweep"]) == 0
+    comparison = read_json(here / "sweep" / "comparison.json")
+    assert comparison["jaccard"] == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert run(["job=evaluate", "circuit=sweep", "task=gate_or", "ablation=zero", "hydra.run.dir=out"]) == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    assert metrics["circuits"] == 3
+    assert metrics["derived_edges_auc_pessimistic"] == pytest.approx(4 / 7)
+    assert metrics["derived_edges_auc_trapezoid"] == pytest.approx(4 / 7 + 3 / 7 / 2)
+    assert "circuits" in capfd.readouterr().out
+
+
+WRONG = [
+    (["job=evaluate"], ["job=evaluate needs circuit=FILE"]),
+    (["circuit=x.json"], ["circuit=FILE is for job=evaluate"]),
+    (["job=evaluate", "circuit=x.json"], ["x.json cannot be read"]),
+    (["job=evaluate", "circuit=5"], ["circuit=5", "null"]),
+    (["job=evaluate", "circuit=empty"], ["there is no circuit.json"]),
+    (["job=evaluate", "circuit=list.json"], ["list.json is neither", "acdc-circuit", "cfg"]),
+    (["job=evaluate", "circuit=other.json"], ["other.json is a circuit of another model", "n_layers 7"]),
+    (["job=evaluate", "circuit=empty", "job.absolute=1"], ["job.absolute=1", "true or false"]),
+    (["job=check", "job.truth=x"], ["job.truth does not exist"]),
+    (["task.filter=[foo]"], ["task.filter=foo is not known", "correct, flips"]),
+    (["task.filter=correct:1"], ["correct takes no number"]),
+    (["task.filter=minimal:2"], ["leaves none of the 32 pairs", "minimal:2 32"]),
+    (["task.frequencies=none.json"], ["none.json", "cannot be read"]),
+    (["task.partners=0"], ["task.partners=0", "1 or more"]),
+    (["task=sentiment", "task.partners=50"], ["task.partners=50", "only 10"]),
+    (["graph.split_embedding=1"], ["graph.split_embedding=1", "true or false or null"]),
+    (["model.split_embedding=true"], ["model.split_embedding does not exist"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
+def test_wrong_words(arguments: list[str], said: list[str], here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "empty").mkdir()
+    (here / "list.json").write_text("[1]")
+    Circuit(Graph(GraphConfig(7, 4, 128)), {}).save(here / "other.json")
+    assert_refused([*arguments, "hydra.run.dir=out"], capfd, *said)
+    assert not (here / "out").exists()
+
+
+# Several corruptions.
+
+
+def test_the_circuits_of_a_sweep_are_compared(here: Path) -> None:
+    done = as_process("-m", "task.corruption=abc,flipped", "task.size=4", "hydra.sweep.dir=sweep", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {
+        name: {(edge["sender"], edge["receiver"]) for edge in read_json(here / "sweep" / run / "circuit.json")["edges"]}
+        for name, run in (("abc", "0"), ("flipped", "1"))
+    }
+    core, union = set.intersection(*found.values()), set.union(*found.values())
+    comparison = read_json(here / "sweep" / "comparison.json")
+    assert [one["label"] for one in comparison["circuits"]] == ["abc", "flipped"]
+    assert {tuple(name.split("->")) for name in comparison["core"]} == core
+    (row,) = rows_of(here / "sweep" / "comparison.csv")
+    assert (row["first"], row["second"], row["shared_edges"]) == ("abc", "flipped", str(len(core)))
+    assert float(row["jaccard"]) == pytest.approx(len(core) / len(union))
+    assert "the common core" in (here / "sweep" / "comparison.html").read_text()
+    assert f"keep {len(core)} edges in common" in done.stdout
+    assert re.search(rf"abc +{len(found['abc'])} .* 1.00 +{len(core) / len(union):.2f}", done.stdout)
+
+
+def test_the_spread_over_partners(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With each partner alone it is what a file with that partner gives; together the losses average."""
+    partners = [{**pair, "corrupted": [pair["corrupted"], [1, 1, 1, 1], [0, 2, 4, 6]]} for pair in PAIRS]
+    alone = [[{**pair, "corrupted": pair["corrupted"][i]} for pair in partners] for i in range(3)]
+    for name, pairs in (("all", partners), *((str(i), pairs) for i, pairs in enumerate(alone))):
+        (here / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert run([*case.arguments(task__path="all.jsonl", method__threshold=0.005), "hydra.run.dir=found"]) == 0
+    circuit = Circuit.load(here / "found" / "circuit.json")
+    values = []
+    for name in ("0", "1", "2"):
+        one = Experiment.build(case.model, "pairs", path=str(here / f"{name}.jsonl"), size=None)
+        values.append(faithfulness(one, circuit))
+    together = Experiment.build(case.model, "pairs", path=str(here / "all.jsonl"), size=None)
+    for mine, theirs in zip(by_partner(together, circuit), values, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+    assert circuit.metrics["circuit"] == pytest.approx(sum(v["circuit"] for v in values) / 3, abs=1e-6)
+    recoveries = [v["recovery"] for v in values]
+    assert circuit.metrics["partner_recovery_min"] == pytest.approx(min(recoveries), abs=1e-6)
+    assert circuit.metrics["partner_recovery_max"] == pytest.approx(max(recoveries), abs=1e-6)
+    assert "The choice of corrupted prompts" in (here / "found" / "report.html").read_text()
+    assert f"recovery {min(recoveries):.1%} to {max(recoveries):.1%}" in capfd.readouterr().out
+
+
+# Token and position embeddings apart.
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_split_embedding_and_mibs_format(split: bool, case: Case, here: Path) -> None:
+    assert run([*case.arguments(graph__split_embedding=str(split).lower()), "hydra.run.dir=found"]) == 0
+    assert (here / "found" / "circuit.mib.json").exists() is not split
+    assert ("circuit.mib.json was not written" in (here / "found" / "report.html").read_text()) is split
+    senders = set(Circuit.load(here / "found" / "circuit.json").graph.senders)
+    assert ({"input.tok", "input.pos"} <= senders, "input" in senders) == (split, not split)
+    assert evaluate(case, here / "found" / "circuit.json") == 0  # the embedding is as the file has it
+
+
+def test_every_two_partners_differ() -> None:
+    for name in tasks.names():
+        if name in ("pairs", "gate_or", "gate_and", "subject_verb_agreement"):
+            continue
+        corruption = {"greater_than": "random_earlier"}.get(name, tasks.load(name).Settings().corruption)
+        experiment = Experiment.build(task=name, size=4, partners=3, corruption=corruption)
+        single = Experiment.build(task=name, size=4, corruption=corruption)
+        for pair in experiment.pairs:
+            assert len(pair.corrupted) == 3
+            assert all(a != b for a, b in combinations((pair.clean, *pair.corrupted), 2))
+        assert experiment.pairs[0].clean == single.pairs[0].clean or name == "greater_than"
+        assert experiment.pairs[0].corrupted[0] == single.pairs[0].corrupted[0] or name == "greater_than"
