@@ -12,6 +12,12 @@ EXAMPLES = {
     "acdc": "ACDC on IOI with the bundled model",
     "acdc task=greater_than method.threshold=0.02": "another task, another threshold",
     "acdc task=pairs task.path=PAIRS.jsonl model=local model.path=FOLDER": "your own prompts and model",
+    "acdc job=check task=sentiment": "look at the pairs and at what the model makes of them; find nothing",
+    "acdc task=ioi task.filter=[correct,confident:0.25]": "keep the good pairs only",
+    "acdc task=ioi task.partners=4": "four corrupted prompts of each clean one; metrics average over them",
+    "acdc task=tracr_reverse ablation=zero": "a compiled program, whose circuit is known",
+    "acdc job=evaluate circuit=OUT task=tracr_reverse ablation=zero": "measure and grade the circuit of a run or file",
+    "acdc -m task.corruption=abc,flipped": "how much the circuit depends on the corrupted prompts",
     "acdc model=gpt2 ablation=zero tracker=wandb": "zero ablation, tracked by Weights & Biases",
     "acdc hydra.run.dir=OUT": "the files go to OUT, not to outputs/",
     "acdc resume=OUT": "go on with a run that was stopped",
@@ -55,6 +61,8 @@ def help_text(folders: Sequence[Path], choices: Mapping[str, str], width: int | 
         lines += _row("", shown, 14, width)
 
     lines += ["", "Options, KEY=VALUE"]
+    for key, (value, meaning) in _top(folders[0] / "config.yaml").items():
+        lines += _row(f"{key}={value}", meaning, 34, width)
     for group in groups:
         files = (folder / group / f"{choices.get(group)}.yaml" for folder in folders)
         path = next((file for file in files if file.is_file()), None)
@@ -76,6 +84,18 @@ def _row(left: str, right: str, column: int, width: int) -> list[str]:
     if len(left) + 3 > column:
         return [f"  {left}", *(" " * column + line for line in rest)]
     return [f"  {left}".ljust(column) + rest[0], *(" " * column + line for line in rest[1:])]
+
+
+def _top(path: Path) -> dict[str, tuple[str, str]]:
+    """The options that are in no group's file: top-level keys of the main file, and those of its sections."""
+    blocks = path.read_text().split("\n\n")
+    own = "\n".join(block for block in blocks if not block.startswith(("#", "hydra:")))  # neither defaults nor Hydra's
+    found, section = {}, ""
+    for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: ([^#\n]*?))? *(?:# *(.*))?$", own, re.MULTILINE):
+        section = section if indent else f"{key}."
+        if value:
+            found[f"{section}{key}" if indent else key] = (value, comment)
+    return found
 
 
 def _options(path: Path) -> dict[str, tuple[str, str]]:

@@ -227,7 +227,8 @@ class WandbTracker:
         self.run.summary.update({"metric_name" if key == "metric" else key: value for key, value in summary.items()})
         if "circuit.png" in files:
             self._log(self.tested + 1, picture=wandb.Image(str(files["circuit.png"])))
-        artifact = wandb.Artifact(f"circuit-{self.run.id}", type="circuit", metadata=dict(summary))
+        kind = "circuit" if "circuit.json" in files else "results"
+        artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind, metadata=dict(summary))
         for path in files.values():
             artifact.add_file(str(path), policy="immutable", skip_cache=True)  # as it lies there, not a copy elsewhere
         self.run.log_artifact(artifact)

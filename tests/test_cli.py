@@ -231,6 +231,9 @@ def test_help(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "task.length=10 number of tokens that are repeated" in words
     assert "method.threshold=null τ: an edge stays if" in words
     assert "acdc resume=OUT" in words
+    assert "circuit=null a circuit file" in words
+    assert "graph.split_embedding=null token and position embeddings" in words
+    assert "hydra.run" not in words.replace("hydra.run.dir=OUT", "")
     assert not list(here.iterdir())
 
 

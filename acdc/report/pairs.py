@@ -249,7 +249,7 @@ def _marked(check: PairCheck, record: PairRecord, side: str) -> str:
 
 def _frequency(check: PairCheck) -> str:
     if check.frequencies is None:
-        return "not known: the tokenizer's order does not tell it"
+        return "not known: the tokenizer's order does not tell it (give task.frequencies=FILE)"
     clean = [s.clean_rank for s in check.swaps if s.clean_rank]
     corrupted = [s.corrupted_rank for s in check.swaps if s.corrupted_rank]
     factor = check.rank_factor
