@@ -316,6 +316,19 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         assert len(colours) > 10
 
 
+def at(*places: tuple[float, float]) -> Curve:
+    """A curve through (false-positive rate, recall)."""
+    return Curve(tuple(Point(None, 0, 0, 1.0, y, x) for x, y in places), 10, 5)
+
+
+def test_a_long_ranking_is_drawn_by_its_turns() -> None:
+    ranking = at((0, 0.2), (0, 0.4), (0, 0.4), (0.1, 0.4), (0.2, 0.4), (0.3, 0.4), (0.3, 0.8), (0.5, 1), (1, 1))
+    turns = [(p.false_positive_rate, p.recall) for p in ranking.turns()]
+    assert turns == [(0, 0.2), (0, 0.4), (0.3, 0.4), (0.3, 0.8), (0.5, 1), (1, 1)]
+    sweep = at((0.5, 0.5), (0.5, 0.9), (0.5, 0.2), (0.1, 0.1))  # no rising curve: the best point stays
+    assert sweep.turns() == sweep.points
+
+
 # ACDC itself.
 
 

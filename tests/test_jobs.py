@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from itertools import combinations
 from pathlib import Path
@@ -282,6 +283,9 @@ WRONG = [
     (["job=evaluate", "circuit=5"], ["circuit=5", "null"]),
     (["job=evaluate", "circuit=empty"], ["there is no circuit.json"]),
     (["job=evaluate", "circuit=list.json"], ["list.json is neither", "acdc-circuit", "cfg"]),
+    (["job=evaluate", "circuit=nan.json"], ["nan.json", "input->logits", "must be a finite number"]),
+    (["job=evaluate", "circuit=stranger.json"], ["stranger.json", "m9->logits", "does not exist"]),
+    (["job=evaluate", "circuit=mixed"], ["some of these circuits have projection edges", "method.projection_edges"]),
     (["job=evaluate", "circuit=other.json"], ["other.json is a circuit of another model", "n_layers 7"]),
     (["job=evaluate", "circuit=empty", "job.absolute=1"], ["job.absolute=1", "true or false"]),
     (["job=check", "job.truth=x"], ["job.truth does not exist"]),
@@ -301,6 +305,13 @@ def test_wrong_words(arguments: list[str], said: list[str], here: Path, capfd: p
     (here / "empty").mkdir()
     (here / "list.json").write_text("[1]")
     Circuit(Graph(GraphConfig(7, 4, 128)), {}).save(here / "other.json")
+    pocket = Graph(GraphConfig(4, 4, 128))
+    content = Circuit(pocket, {Edge("input", "logits"): 1.0}).as_dict()
+    (here / "nan.json").write_text(json.dumps({**content, "tested": {"input->logits": math.nan}}))
+    (here / "stranger.json").write_text(json.dumps({**content, "tested": {"m9->logits": 1}}))
+    for projections in (True, False):
+        (here / "mixed" / str(projections)).mkdir(parents=True)
+        Circuit(Graph(pocket.config, projections), {}).save(here / "mixed" / str(projections) / "circuit.json")
     assert_refused([*arguments, "hydra.run.dir=out"], capfd, *said)
     assert not (here / "out").exists()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ class Graded:
             name: {**self.rates(name), "missed_edges": self.missed(name), "extra_edges": self.extra(name)}
             for name in self.points
         }
-        return {"label": self.label, "cut_by": self.cut_by, "circuits": each, "curve": self.curve.as_dict()}
+        turns = (replace(curve, points=curve.turns()) for curve in (self.curve.edges, self.curve.nodes))
+        curve = Grade(self.truth, *turns).as_dict()
+        return {"label": self.label, "cut_by": self.cut_by, "circuits": each, "curve": curve}
 
 
 def known_circuits(
@@ -98,7 +100,8 @@ def known_circuits(
             absent.append(str(error))
     if not wanted:
         absent.append(f"no circuit is published for the task {task}")
-    return truths, absent
+    absent += [f"the known circuit {label} has no edges here" for label, truth in truths.items() if not truth.edges]
+    return {label: truth for label, truth in truths.items() if truth.edges}, absent
 
 
 def grade_all(circuits: Mapping[str, Circuit], truths: Mapping[str, Truth], absolute: bool = False) -> list[Graded]:

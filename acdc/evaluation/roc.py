@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from acdc.evaluation.ground_truth import Truth
 from acdc.graph import Edge, node_of
 
 RULES = ("pessimistic", "trapezoid")
+MOST_MARKED = 60  # points of a curve that are drawn as dots
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ class Curve:
     points: tuple[Point, ...]
     total: int
     true: int
+
+    def turns(self) -> tuple[Point, ...]:
+        """The points of a ranking without those, of which it has many, in the middle of a straight run.
+
+        The areas do not depend on them. Circuits of a sweep, which need not lie on a rising curve, are all kept.
+        """
+        at = [(p.false_positive_rate, p.recall) for p in self.points]
+        if at != sorted(at, key=sum):
+            return self.points
+        first = [i for i, place in enumerate(at) if i == 0 or place != at[i - 1]]
+        inner = [
+            b
+            for a, b, c in zip(first, first[1:], first[2:], strict=False)
+            if any(at[a][k] == at[b][k] == at[c][k] for k in (0, 1))
+        ]
+        return tuple(self.points[i] for i in sorted(set(first) - set(inner)))
 
     def corners(self) -> list[tuple[float, float]]:
         """(fpr, tpr) of the points that count, sorted, with both ends."""
@@ -191,6 +208,7 @@ def plot_roc(curves: Mapping[str, Curve], path: str | Path, rule: str = "pessimi
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, linestyle=":")
     for i, (name, curve) in enumerate(curves.items()):
+        curve = replace(curve, points=curve.turns())
         xs, ys = zip(*curve.corners(), strict=True)
         (line,) = axes.plot(
             xs,
@@ -199,8 +217,9 @@ def plot_roc(curves: Mapping[str, Curve], path: str | Path, rule: str = "pessimi
             drawstyle="steps-post" if rule == "pessimistic" else "default",
             label=f"{name}: {', '.join(f'{curve.auc(r):.3f}' for r in RULES)}",
         )
-        real = [(p.false_positive_rate, p.recall) for p in curve.points]
-        axes.plot(*zip(*real, strict=True), ".", color=line.get_color())
+        if len(curve.points) <= MOST_MARKED:
+            real = [(p.false_positive_rate, p.recall) for p in curve.points]
+            axes.plot(*zip(*real, strict=True), ".", color=line.get_color())
     axes.set(
         xlabel="false-positive rate", ylabel="true-positive rate", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from acdc.circuit import FORMAT, Circuit
@@ -23,11 +24,11 @@ def read_circuits(path: str | Path) -> dict[str, Circuit]:
     if not path.is_dir():
         return {path.name: read_circuit(path)}
     if (path / "circuit.json").is_file():
-        return {path.name: Circuit.load(path / "circuit.json")}
+        return {path.name: read_circuit(path / "circuit.json")}
     found = sorted(path.glob("**/circuit.json"), key=_in_order)
     if not found:
         raise FormatError(f"circuit={path}: there is no circuit.json in this folder or below it")
-    return {str(file.parent.relative_to(path)): Circuit.load(file) for file in found}
+    return {str(file.parent.relative_to(path)): read_circuit(file) for file in found}
 
 
 def read_circuit(path: str | Path) -> Circuit:
@@ -44,12 +45,19 @@ def read_circuit(path: str | Path) -> Circuit:
     except ValueError as error:
         raise FormatError(f"circuit={path} is not JSON: {error}; give a circuit.json or MIB's JSON") from error
     if isinstance(data, dict) and data.get("format") == FORMAT:
-        return Circuit.from_dict(data, str(path))
-    if isinstance(data, dict) and "cfg" in data:
-        return read_mib_json(path)
-    raise FormatError(
-        f"circuit={path} is neither a circuit.json ('format': {FORMAT!r}) nor MIB's JSON ('cfg', 'nodes', 'edges')"
-    )
+        circuit = Circuit.from_dict(data, str(path))
+    elif isinstance(data, dict) and "cfg" in data:
+        circuit = read_mib_json(path)
+    else:
+        raise FormatError(
+            f"circuit={path} is neither a circuit.json ('format': {FORMAT!r}) nor MIB's JSON ('cfg', 'nodes', 'edges')"
+        )
+    for edge, score in {**circuit.edges, **circuit.tested}.items():
+        if not math.isfinite(score):
+            raise FormatError(f"circuit={path}: the score of {edge} is {score}, but must be a finite number")
+        if edge not in circuit.graph:
+            raise FormatError(f"circuit={path}: the edge {edge} does not exist in its model: {circuit.graph.config}")
+    return circuit
 
 
 def _in_order(file: Path) -> list[tuple[bool, int, str]]:

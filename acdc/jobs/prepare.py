@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from acdc.circuit import Circuit
-from acdc.errors import ConfigError, TaskError
+from acdc.errors import ConfigError, FormatError, TaskError
 from acdc.evaluation.ground_truth import load_truth
 from acdc.evaluation.pair_check import PairCheck, check_task
 from acdc.experiment import Experiment
@@ -55,6 +55,11 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
         circuits = read_circuits(settings.circuit)
     experiment = experiment or build(settings, circuits)
     circuits = {name: circuit.of_model(experiment.graph, name) for name, circuit in circuits.items()}
+    if len({circuit.graph.projection_edges for circuit in circuits.values()}) > 1:
+        raise FormatError(
+            f"circuit={settings.circuit}: some of these circuits have projection edges, some have none: give circuits"
+            " found with the same method.projection_edges"
+        )
     if isinstance(settings.job, EvaluateSettings) and settings.job.truth is not None:
         load_truth(settings.job.truth, Graph(experiment.model.config))  # refused now, if it has to be
     if job == "discover" and getattr(settings.method, "threshold", 0) is None and experiment.default_threshold is None:
