@@ -14,6 +14,8 @@ KL over 1e-3 … 1e-1, and 0.01 is the middle of that sweep.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
@@ -21,7 +23,11 @@ from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fil
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("01", "random_earlier")
-TEMPLATE = "The {noun} {verb} from the year {XX}{YY} to the year {XX2}"
+TEMPLATES = (
+    "The {noun} {verb} from the year {XX}{YY} to the year {XX2}",  # Hanna et al.'s, and the bundled model's
+    "The {noun} began in the year {XX}{YY} and ended in the year {XX2}",
+    "It began in the year {XX}{YY}, and the {noun} was over in the year {XX2}",
+)
 CENTURIES = [str(century) for century in range(11, 19)]
 YEARS = [f"{year:02d}" for year in range(100)]
 VERBS = words_of("lasted ran extended continued")
@@ -34,16 +40,23 @@ NOUNS = words_of(
 
 @dataclass(frozen=True)
 class Settings(TaskSettings):
-    """`century`: first two digits of the years, 11 to 18; None for all whose years are two tokens."""
+    """`century`: first two digits of the years, 11 to 18; None for all whose years are two tokens.
+
+    `template`: one template by its number, 0 is Hanna et al.'s; None for all.
+    """
 
     name: str = "greater_than"
     corruption: str = "01"
     century: int | None = None
+    template: int | None = 0
 
 
 def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     check_settings(settings, CORRUPTIONS)
     check_choice("century", settings.century, (None, *map(int, CENTURIES)))
+    check_choice("template", settings.template, (None, *range(len(TEMPLATES))))
+    templates = TEMPLATES if settings.template is None else (TEMPLATES[settings.template],)
+    _check_known(templates, tokenizer)
     centuries = CENTURIES if settings.century is None else [str(settings.century)]
     notes: list[str] = []
     nouns = tokenizer.words(NOUNS, "nouns", notes)
@@ -63,10 +76,11 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         earlier = [first] if settings.corruption == "01" else years[century][: years[century].index(year)]
         other = first if settings.corruption == "01" else rng.choice(earlier)
         words = {"noun": rng.choice(nouns), "verb": rng.choice(verbs), "XX": century, "XX2": century}
-        clean = fill(TEMPLATE, words | {"YY": year})
+        template = rng.choice(templates) if len(templates) > 1 else templates[0]
+        clean = fill(template, words | {"YY": year})
 
         def with_year(yy: str) -> str:
-            return fill(TEMPLATE, words | {"YY": yy}).text
+            return fill(template, words | {"YY": yy}).text
 
         if settings.corruption != "01" and len(earlier) < settings.partners < len(years[century]):
             return None  # so early a year has not so many before it
@@ -87,6 +101,18 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         thresholds={"prob_diff": 0.01, "kl_div": 0.01},
         notes=notes,
     )
+
+
+def _check_known(templates: Sequence[str], tokenizer: Tokenizer) -> None:
+    """TaskError if a template has a word that the tokenizer does not know, as the bundled model's small one may not."""
+    unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+    for template in templates:
+        words = re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", template))
+        if strangers := [word for word in words if unknown in tokenizer.added("a", f" {word}")]:
+            raise TaskError(
+                f"the model's tokenizer does not know {', '.join(strangers)} of the template {template!r}: give"
+                " task.template=0, or another model"
+            )
 
 
 def _two_token_years(tokenizer: Tokenizer, centuries: list[str]) -> tuple[dict[str, list[str]], dict[str, int]]:

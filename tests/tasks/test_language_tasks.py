@@ -80,6 +80,7 @@ def test_yaml_repeats_the_defaults(name: str) -> None:
         ("ioi", {"order": "abab"}, "task.order=abab .* mixed, abba, baba"),
         ("ioi", {"template": 99}, "task.template=99 .* None, 0, 1"),
         ("gendered_pronoun", {"family": "x"}, "task.family=x .* auto, friend, story"),
+        ("greater_than", {"template": 3}, "task.template=3 .* None, 0, 1, 2"),
         ("greater_than", {"century": 21}, "task.century=21 .* None, 11"),
         ("induction", {"length": 1}, "task.length=1 .* 2 or more"),
         ("docstring", {"documented": 4}, "task.documented=4 .* 1, 2, 3"),
@@ -131,7 +132,11 @@ class TestIoi:
 class TestGreaterThan:
     @pytest.mark.parametrize("corruption", ["01", "random_earlier"])
     def test_answers_are_later_years(self, corruption: str, tokenizer: Tokenizer) -> None:
-        for pair in build("greater_than", tokenizer, corruption=corruption, size=60).pairs:
+        template = None if tokenizer.vocabulary_size > 50_000 else 0  # the bundled model knows the first one's words
+        pairs = build("greater_than", tokenizer, corruption=corruption, size=60, template=template).pairs
+        kinds = {(words[0], words[-4]) for words in (pair.clean.split() for pair in pairs)}
+        assert len(kinds) == (3 if template is None else 1)
+        for pair in pairs:
             (century, year, again), (same, other, _) = (
                 re.findall(r"\d\d", text) for text in (pair.clean, str(pair.corrupted))
             )
@@ -151,6 +156,10 @@ class TestGreaterThan:
         assert len(gpt2.encode(" 1865")) == 1
         task = build("greater_than", gpt2, century=18, size=2000)
         assert all(len(gpt2.encode(year)) == 2 for p in task.pairs for year in re.findall(r" \d{4}", p.clean))
+
+    def test_a_template_of_unknown_words_is_refused(self, pocket: Tokenizer) -> None:
+        with pytest.raises(TaskError, match=r"does not know began, .*: give task\.template=0"):
+            build("greater_than", pocket, template=1)
 
     def test_a_tokenizer_of_single_digits_is_refused(self, stories_folder: Path) -> None:
         with pytest.raises(TaskError, match=r"no year .* greater_than|as one token"):
