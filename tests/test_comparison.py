@@ -108,7 +108,7 @@ def test_what_people_see(three: CircuitComparison) -> None:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(console_table(three))
     (line,) = [line for line in console.export_text().splitlines() if "flipped" in line and "0.50" in line]
-    assert [cell.strip() for cell in line.strip("│").split("│")] == ["flipped", "3", "—", "0.50", "1.00", "0.25"]
+    assert line.split() == ["flipped", "3", "—", "0.50", "1.00", "0.25"]
 
 
 @pytest.mark.parametrize(

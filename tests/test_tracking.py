@@ -219,6 +219,21 @@ def test_wandb_gets_summary_picture_and_artifact(tracked: tuple[Path, dict[str, 
     assert files["circuit.json"] == str(folder / "circuit.json")
 
 
+def test_wandb_gets_what_a_check_finds(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "data")
+    arguments = case.arguments(job="check", tracker="wandb", tracker__mode="offline")
+    done = as_process(*arguments, "hydra.run.dir=out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
+    said = read_back(file)
+    metrics = read_json(tmp_path / "out" / "metrics.json")
+    assert said["summary"]["pairs"] == metrics["pairs"] == 3
+    assert said["summary"]["accuracy"] == pytest.approx(metrics["accuracy"])
+    kind, files = said["artifact"]
+    assert (kind, files.keys()) == ("results", {"pairs.csv", "pairs.json", "report.html", "metrics.json"})
+    assert (said["id"], said["exit"]) == (read_json(tmp_path / "out" / "run.json")["wandb_id"], 0)
+
+
 def test_wandb_online_without_an_account_is_refused_at_once(tmp_path: Path) -> None:
     case = make_case(tmp_path / "data")
     here = tmp_path / "here"

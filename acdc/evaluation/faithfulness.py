@@ -41,7 +41,7 @@ def faithfulness(experiment: Experiment, circuit: Circuit) -> dict[str, Any]:
         "corrupted": corrupted,
         "circuit": own,
         "recovery": recovery(own, clean, corrupted),
-        "kl": divergence,
+        "kl": max(divergence, 0.0),  # rounding can make it −1e-8
         **right,
         "edges_kept": len(circuit),
         "edges_total": len(circuit.graph),
