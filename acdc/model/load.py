@@ -61,12 +61,14 @@ class ModelSettings:
     path: a local checkpoint folder; then `name` is only a label.
     device: `auto` (CUDA, then CPU), or a torch device.
     dtype: float32, float64, bfloat16 or float16.
+    tf32: let CUDA multiply float32 in TensorFloat-32, which is faster and keeps ten bits of the fraction.
     """
 
     name: str = "pocket"
     path: str | None = None
     device: str = "auto"
     dtype: str = "float32"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -98,6 +100,10 @@ def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> t
     ModelError: the folder or name cannot be loaded, or the architecture has a part that is not supported.
     """
     device, dtype = settings.resolved_device(), DTYPES[settings.dtype]
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    elif settings.tf32:
+        raise ConfigError(f"model.tf32=true has no effect on {device.type}: it is for CUDA")
     bridge, tokenizer = load_bridge(settings, device, dtype)
     name = settings.name if settings.name != "local" else str(settings.path)
     split = None if graph is None else graph.split_embedding

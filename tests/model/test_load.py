@@ -268,3 +268,11 @@ def test_native_folder_and_back(kind: str, tmp_path: Path) -> None:
         model.unembed(run(model, TOKENS, torch.tensor([8, 8]))[1]), bridge(TOKENS), rtol=0, atol=1e-4
     )
     check_parts(model, loaded, TOKENS)
+
+
+def test_tf32_is_for_cuda() -> None:
+    with pytest.raises(ConfigError, match=r"model\.tf32=true has no effect on cpu") as caught:
+        load_model(ModelSettings(device="cpu", tf32=True))
+    assert "\n" not in str(caught.value)
+    load_model(ModelSettings(device="cpu"))
+    assert not torch.backends.cuda.matmul.allow_tf32
