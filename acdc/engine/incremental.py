@@ -8,6 +8,7 @@ evaluated again, for many candidates at once; all others keep their stored value
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from acdc.engine.state import ALL, READ, CircuitState
 from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, node_of, parse_node
+from acdc.model.linear import linear
 
 _STRIDE = 16  # of stored partial sums
 
@@ -262,16 +264,21 @@ class IncrementalPruning(CircuitState):
     def _received(self, changes: dict[str, Tensor], port: str, senders: list[str]) -> Tensor:
         """What changed senders add to a port's ablated input."""
         level = self._port_level(port)
-        total: Tensor | None = None
-        for sender in senders:
+
+        def at_port(sender: str) -> Tensor:
             change = changes[sender]
             if level == READ and self.levels[sender] == ALL:
-                change = change[self.pair_index, :, self.read_positions].transpose(1, 2)
-            node = parse_node(sender)
-            if node.kind == "head":
-                change = change @ self.model.layers[node.layer].W_O[node.head]
-            total = change if total is None else total + change
-        assert total is not None
+                return change[self.pair_index, :, self.read_positions].transpose(1, 2)
+            return change
+
+        heads = [sender for sender in senders if sender.startswith("a")]
+        written = [at_port(sender) for sender in senders if not sender.startswith("a")]
+        if heads:  # one product for all of them
+            z = torch.cat([at_port(head) for head in heads], -1)
+            written.append(linear(z, self._W_O(heads).T))
+        total, *others = written
+        for other in others:
+            total = total + other
         return total
 
     def _losses(self, changes: dict[str, Tensor], to_logits: list[str]) -> Tensor:
@@ -308,8 +315,11 @@ class IncrementalPruning(CircuitState):
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
         """What these heads' z do to the logits; the latest few are kept, for a layer's heads take turns."""
         if heads not in self.maps:
-            nodes = [parse_node(head) for head in heads]
-            W_O = torch.cat([self.model.layers[node.layer].W_O[node.head] for node in nodes])
             kept = dict(list(self.maps.items())[-15:])
-            self.maps = {**kept, heads: self.readout.through(W_O)}
+            self.maps = {**kept, heads: self.readout.through(self._W_O(heads))}
         return self.maps[heads]
+
+    def _W_O(self, heads: Sequence[str]) -> Tensor:
+        """What heads write with, below each other: `(head d_head) d_model`."""
+        nodes = [parse_node(head) for head in heads]
+        return torch.cat([self.model.layers[node.layer].W_O[node.head] for node in nodes])
