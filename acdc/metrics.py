@@ -60,10 +60,11 @@ class Metric:
         return LARGER_IS_BETTER[self.name]
 
     def values(self, logits: Tensor) -> Tensor:
-        """The metric per readout: `... row column` → `... row`, in the metric's own direction."""
+        """The metric per readout: `... row column` → `... row`, in the metric's own direction and at least float32."""
+        logits = at_least_single(logits)
         if self.name == "kl_div":
             assert self.reference is not None
-            reference, ours = self.reference.log_softmax(-1), logits.log_softmax(-1)
+            reference, ours = at_least_single(self.reference).log_softmax(-1), logits.log_softmax(-1)
             return (reference.exp() * (reference - ours)).sum(-1)
         if self.name == "l2":
             assert self.reference is not None
@@ -117,6 +118,11 @@ class Metric:
         chosen = scores.gather(-1, ids.clamp_min(0).expand(*scores.shape[:-1], -1))
         total = chosen.masked_fill(ids < 0, 0).sum(-1)
         return total / (ids >= 0).sum(-1) if mean else total
+
+
+def at_least_single(logits: Tensor) -> Tensor:
+    """Logits of half precision in float32: sums over the vocabulary need it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def make_metric(name: str, readouts: Readouts, reference: Tensor) -> Metric:

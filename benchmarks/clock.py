@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import acdc.engine.incremental
 import acdc.engine.readout
+import acdc.engine.state
 import acdc.model.parts
 from acdc.discovery.acdc import _Verifier
 from acdc.discovery.near_ties import NearTies
@@ -74,7 +76,7 @@ class Clock:
             for name in names:
                 replaced.append((owner, name, getattr(owner, name)))
                 setattr(owner, name, self._timed(part, getattr(owner, name)))
-        for module in (acdc.model.parts, acdc.engine.readout):
+        for module in (acdc.model.parts, acdc.engine.readout, acdc.engine.incremental, acdc.engine.state):
             replaced.append((module, "linear", linear))
             setattr(module, "linear", self._counted)  # noqa: B010 - mypy knows no assignment to a module's function
         self._since = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Effects too close to the threshold for single precision, settled in float64."""
+"""Effects too close to the threshold for the run's precision, settled in float64."""
 
 from __future__ import annotations
 
@@ -10,40 +10,57 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.engine.state import CircuitState
 from acdc.experiment import Experiment
-from acdc.graph import Edge
+from acdc.graph import Edge, parse_node
+from acdc.model.parts import LanguageModel
 
-_SEEN = 16  # near-ties that say how far rounding reaches in this run
+_SEEN = 8  # near-ties of a layer that say how far rounding reaches there
 _SAFETY = 5.0
 _NARROWEST = 1 / 64
+
+
+def rounding_unit(model: LanguageModel) -> float:
+    """The relative error of one operation in the precision that a model computes in."""
+    if model.device.type == "cuda" and model.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        return 2.0**-10
+    return float(torch.finfo(model.dtype).eps)
 
 
 class NearTies:
     """Which effects are near-ties, and what they are exactly.
 
-    An effect is a near-tie within ε·(1 + |loss| + RMS of the model's logits) of the threshold. That bounds the error
-    which rounding in float32 makes, but is often far above it. So the errors of the near-ties settled so far narrow the
-    window, to five times the largest of them and no less than 1/64.
+    An effect is a near-tie within ε·(1 + |loss| + RMS of the model's logits) of the threshold, for float32; lower
+    precision widens that in proportion. It is taken as the reach of rounding, and is often far above it. So the errors
+    of the near-ties settled so far narrow the window, to five times the largest of them and no less than 1/64; each
+    layer on its own, since rounding grows toward the input.
 
     Parameters
     ----------
     tolerance: ε. engine: `full` or `incremental`, which evaluates in float64 on the CPU, from the edge set alone.
+    memory_gb: bounds what the full engine takes there; the incremental one holds the values of all pairs.
     """
 
     def __init__(self, experiment: Experiment, tolerance: float, engine: str, memory_gb: float | None) -> None:
-        self.experiment, self.tolerance, self.engine, self.memory_gb = experiment, tolerance, engine, memory_gb
+        self.experiment, self.engine, self.memory_gb = experiment, engine, memory_gb
+        self.tolerance = tolerance * max(1.0, rounding_unit(experiment.model) / torch.finfo(torch.float32).eps)
         self.scale = 1 + experiment.clean_logits.double().square().mean().sqrt().item()
-        self.seen, self.largest = 0, 0.0
+        self.errors: dict[int, list[float]] = {}  # by layer, in units of the whole window
         self._losses_of: Callable[[Sequence[EdgeMask]], list[float]] | None = None
 
-    def holds(self, effect: float, threshold: float, loss: float) -> bool:
-        """Whether an effect is one, where the loss before the removal is `loss`."""
-        share = 1.0 if self.seen < _SEEN else min(1.0, max(_SAFETY * self.largest, _NARROWEST))
+    @property
+    def seen(self) -> int:
+        """How many have been settled."""
+        return sum(map(len, self.errors.values()))
+
+    def holds(self, receiver: str, effect: float, threshold: float, loss: float) -> bool:
+        """Whether the effect of a receiver's edge is one, where the loss before the removal is `loss`."""
+        errors = self.errors.get(parse_node(receiver).layer, [])
+        share = 1.0 if len(errors) < _SEEN else min(1.0, max(_SAFETY * max(errors), _NARROWEST))
         return abs(effect - threshold) < share * self._window(loss)
 
-    def learn(self, rounding: float, loss: float) -> None:
+    def learn(self, receiver: str, rounding: float, loss: float) -> None:
         """Take note of the error that the effect of a near-tie had."""
-        self.seen += 1
-        self.largest = max(self.largest, rounding / self._window(loss)) if self.tolerance else 0.0
+        window = self._window(loss)
+        self.errors.setdefault(parse_node(receiver).layer, []).append(rounding / window if window else 0.0)
 
     def settle(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
         """The loss with and without an edge, in float64."""

@@ -23,6 +23,9 @@ from acdc.graph import Edge, node_of, parse_node
 from acdc.model.linear import linear
 
 _STRIDE = 16  # of stored partial sums
+_MOST_VARIANTS = 256
+_UPDATES = 16  # of the base logits before they are made whole again
+_MAGNIFIED = 8  # times by which the last norm may magnify the rounding of the base logits
 
 
 @dataclass
@@ -44,15 +47,24 @@ class IncrementalPruning(CircuitState):
 
     Parameters
     ----------
-    memory: bytes that variants evaluated at once may take, and again what is kept of senders.
+    memory: bytes that variants evaluated at once may take. room: bytes that may be spent on keeping what senders add,
+        and again on maps from heads to logits. like: the readout of another block of pairs.
     """
 
-    def __init__(self, experiment: Experiment, mask: EdgeMask, memory: int = 2**30) -> None:
-        super().__init__(experiment, mask, room=memory)
-        self.memory = memory
+    def __init__(
+        self,
+        experiment: Experiment,
+        mask: EdgeMask,
+        memory: int = 2**30,
+        room: int = 2**30,
+        like: Readout | None = None,
+    ) -> None:
+        super().__init__(experiment, mask, room)
+        self.memory, self.room_of_maps = memory, room
         with torch.inference_mode():
-            self.readout = Readout(experiment)
+            self.readout = Readout(experiment, like)
         self.most_variants = 1
+        self.limit = _MOST_VARIANTS
         self.maps: dict[tuple[str, ...], list[Tensor]] = {}  # what heads' z do to the logits
         self.current: Tensor | None = None
         self.base_logits: list[Tensor] | None = None  # of the current input of `logits`
@@ -96,8 +108,9 @@ class IncrementalPruning(CircuitState):
                 raise RunError(
                     "out of memory with a single variant: lower method.memory_gb or task.size, or use a smaller model"
                 ) from error
+        self.maps.clear()
         torch.cuda.empty_cache()
-        self.most_variants = half
+        self.most_variants = self.limit = half
         stay = [edge.sender for edge, goes in zip(edges[:half], gone, strict=False) if not goes]
         return self._try(edges[:half], gone[:half], kept) + self._try(edges[half:], gone[half:], kept + stay)
 
@@ -111,14 +124,23 @@ class IncrementalPruning(CircuitState):
         given back to the system and faulted in again, which costs more than the arithmetic on them."""
         assert self.plan is not None
         one = self._at(self.bases[2], self._port_level(self.port))
-        per_variant = one.numel() * one.element_size()
-        for node, _ in self.plan.nodes:
-            if self.levels[node] == ALL:
-                grown = 4 if node.startswith("m") else 1
-                per_variant = max(per_variant, grown * self.bases[2].numel() * one.element_size())
+        per_variant = one.numel()
+        for node in (self.plan.own, *(name for name, _ in self.plan.nodes)):
+            if node != "logits":
+                values = self._at(self.bases[2], self.levels[node])
+                per_variant = max(per_variant, int(self._widening(node) * values.numel()))
+        per_variant *= one.element_size()
         block = 2**24 if one.device.type == "cpu" else 2**28
         held = 4 + len(self.plan.nodes)
-        return int(max(1, min(256, max(8, block // per_variant), self.memory // (held * per_variant))))
+        return int(max(1, min(self.limit, max(8, block // per_variant), self.memory // (held * per_variant))))
+
+    def _widening(self, node: str) -> float:
+        """The widest that a node makes of a position, in units of d_model: an MLP's hidden layer, a head's scores."""
+        if node.startswith("a"):
+            return max(1.0, self.bases[2].shape[1] / self.bases[2].shape[2])
+        mlp = self.model.layers[parse_node(node).layer].mlp
+        assert mlp is not None
+        return mlp.W_in.shape[1] / mlp.W_in.shape[0] * (1 if mlp.W_gate is None else 2)
 
     def _make_plan(self, receiver: str, own: str) -> _Plan:
         if own == "logits":
@@ -158,7 +180,7 @@ class IncrementalPruning(CircuitState):
                 self._refresh(node)
         if plan.to_logits or plan.own == "logits":
             self.current = None
-        if before and self.base_age < 16:
+        if before and self.base_age < _UPDATES:
             after = [self._z_rows(head, self.z) for head in plan.to_logits]
             moved = torch.cat(after, -1) - torch.cat(before, -1)
             for tile, of_heads in zip(self.base_logits or [], self._map(tuple(plan.to_logits)), strict=True):
@@ -292,10 +314,10 @@ class IncrementalPruning(CircuitState):
             return self.readout.losses(x)
         current = self._current()
         scale = self.readout.scale(current)
-        if self.base_logits is None or bool((scale > 8 * self.base_scale).any()):
+        if self.base_logits is None or bool((scale > _MAGNIFIED * self.base_scale).any()):
             self.base_logits, self.base_scale, self.base_age = self.readout.base(current), scale, 0
         self.base_scale = torch.minimum(self.base_scale, scale)
-        if bool((self.readout.scale(x) > 8 * self.base_scale[:, None]).any()):
+        if bool((self.readout.scale(x) > _MAGNIFIED * self.base_scale[:, None]).any()):
             return self.readout.losses(x)  # the norm would magnify the base's rounding
         moved = []
         for sender in to_logits:
@@ -313,10 +335,13 @@ class IncrementalPruning(CircuitState):
         return self.current
 
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
-        """What these heads' z do to the logits; the latest few are kept, for a layer's heads take turns."""
+        """What these heads' z do to the logits; the latest are kept while there is room, for heads take turns."""
         if heads not in self.maps:
-            kept = dict(list(self.maps.items())[-15:])
-            self.maps = {**kept, heads: self.readout.through(self._W_O(heads))}
+            made = self.readout.through(self._W_O(heads))
+            size = sum(tile.numel() * tile.element_size() for tile in made)
+            while self.maps and (len(self.maps) + 1) * size > self.room_of_maps:
+                del self.maps[next(iter(self.maps))]
+            self.maps[heads] = made
         return self.maps[heads]
 
     def _W_O(self, heads: Sequence[str]) -> Tensor:

@@ -53,7 +53,8 @@ class Lookahead:
         removed: list[Edge] = []
         start = 0
         while start < len(edges):
-            batch = edges[start : start + min(self.fixed or size, self.engine.most_variants)]
+            wanted = min(self.fixed or size, self.engine.most_variants)
+            batch = edges[start : start + wanted]
             keeps = [guesses.get(edge, latest.get(edge.sender, False)) for edge in batch]
             losses = self.engine.losses(batch, [not keep for keep in keeps])
             before = current
@@ -70,11 +71,14 @@ class Lookahead:
                 if kept != keep:
                     right = False
                     break
-            size = max(size, 2 * len(batch)) if right else max(4, len(batch) // 2)
+            if right:
+                size = max(size, 2 * len(batch))
+            elif len(batch) == wanted:  # the rest of a receiver's edges says nothing about sizes
+                size = max(4, wanted // 2)
         self.sizes[kind] = size
         return removed
 
 
 def _kind(receiver: str) -> str:
-    """`logits`, `m`, or the letter of a port."""
-    return receiver if receiver == "logits" else receiver[-2] if receiver.startswith("a") else "m"
+    """`logits`, `m`, or a port such as `<q>` or `[q]`."""
+    return receiver if receiver == "logits" else receiver[-3:] if receiver.startswith("a") else "m"

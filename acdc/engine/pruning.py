@@ -86,6 +86,9 @@ def make_pruning_engine(
     # One variant of the widest tensor (an MLP's hidden layer) and a dozen of the residual stream's width.
     per_row = 16 * n_positions * experiment.model.config.d_model * experiment.model.W_E.element_size()
     rows = max(1, memory // per_row)
-    cuts = range(0, n_rows, min(rows, n_rows))
-    engines = [IncrementalPruning(experiment.rows(start, min(start + rows, n_rows)), mask, memory) for start in cuts]
+    blocks = [(start, min(start + rows, n_rows)) for start in range(0, n_rows, min(rows, n_rows))]
+    engines: list[IncrementalPruning] = []
+    for start, stop in blocks:  # one after another they may use all of it, but what they keep they share
+        like = engines[0].readout if engines else None
+        engines.append(IncrementalPruning(experiment.rows(start, stop), mask, memory, memory // len(blocks), like))
     return engines[0] if len(engines) == 1 else BlockedPruning(engines)

@@ -24,9 +24,13 @@ class Readout:
     """Losses of an experiment's metric from residual streams at its readouts.
 
     Rows are `readout variant`, readouts first.
+
+    Parameters
+    ----------
+    like: a readout of the same model and metric on other pairs, whose copy of the unembedding serves here too.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, like: Readout | None = None) -> None:
         self.metric = experiment.metric
         self.model = experiment.model
         norm, W_U = self.model.final_norm, self.model.W_U
@@ -52,7 +56,7 @@ class Readout:
         width = U.shape[1]
         columns = _TILE_COLUMNS if self.model.device.type == "cpu" else width
         cuts = [slice(start, min(start + columns, width)) for start in range(0, width, columns)]
-        self.tiles = [torch.cat((U[:, cut], extra[:, cut])) for cut in cuts]
+        self.tiles = like.tiles if like else [torch.cat((U[:, cut], extra[:, cut])) for cut in cuts]
         if self.metric.name == "kl_div":
             log_p = clean.double().log_softmax(-1)
             p = log_p.exp()

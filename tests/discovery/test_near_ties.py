@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from experiments import KINDS, experiment, random_mask, random_pairs, small
+from experiments import KINDS, decide, experiment, random_mask, random_pairs, small
 
 from acdc.discovery.near_ties import NearTies
 from acdc.engine.full import FullEngine
@@ -43,26 +43,40 @@ def test_the_window_follows_the_errors_that_were_seen() -> None:
     logits = float(one.clean_logits.double().square().mean().sqrt())
     widest = 1e-6 * (1 + 0.5 + logits)
 
-    def window(ties: NearTies) -> float:
+    def window(ties: NearTies, receiver: str = "m1") -> float:
         """By bisection."""
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if ties.holds(0.2 + middle, 0.2, 0.5) else (low, middle)
+            low, high = (middle, high) if ties.holds(receiver, 0.2 + middle, 0.2, 0.5) else (low, middle)
         return low
 
     ties = NearTies(one, 1e-6, "incremental", None)
-    for _ in range(15):
-        ties.learn(0.02 * widest, 0.5)
+    for _ in range(7):
+        ties.learn("m1", 0.02 * widest, 0.5)
         assert window(ties) == pytest.approx(widest, rel=1e-6)  # too few to tell
-    ties.learn(0.01 * widest, 0.5)
+    ties.learn("a1.h0<q>", 0.01 * widest, 0.5)
     assert window(ties) == pytest.approx(0.1 * widest, rel=1e-6)
-    ties.learn(0.1 * widest, 0.5)
+    assert window(ties, "a0.h1<v>") == pytest.approx(widest, rel=1e-6)  # another layer
+    ties.learn("m1", 0.1 * widest, 0.5)
     assert window(ties) == pytest.approx(0.5 * widest, rel=1e-6)
-    ties.learn(3 * widest, 0.5)
+    ties.learn("m1", 3 * widest, 0.5)
     assert window(ties) == pytest.approx(widest, rel=1e-6)  # never wider than it began
+    assert ties.seen == 10
     silent = NearTies(one, 1e-6, "incremental", None)
     for _ in range(20):
-        silent.learn(0.0, 0.5)
+        silent.learn("m1", 0.0, 0.5)
     assert window(silent) == pytest.approx(widest / 64, rel=1e-6)
-    assert not NearTies(one, 0.0, "incremental", None).holds(0.2, 0.2, 0.5)
+    assert not NearTies(one, 0.0, "incremental", None).holds("m1", 0.2, 0.2, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", ["kl_div", "logit_diff"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_half_precision_is_decided_as_float64_would(kind: str, metric: str, dtype: torch.dtype) -> None:
+    """On the same weights, rounded to half precision; many tests are near-ties there."""
+    one = experiment(small(kind), random_pairs(8), metric).to("cpu", dtype)
+    exact = decide(one.to("cpu", torch.float64), 0.05, engine="full")[1]
+    circuit, decisions = decide(one, 0.05)
+    assert [(d.edge, d.kept) for d in decisions] == [(d.edge, d.kept) for d in exact]
+    assert 0 < circuit.metrics["near_ties"] <= len(decisions)
