@@ -214,6 +214,11 @@ class Experiment:
         """The full model's logits at the readouts, `readout vocabulary`."""
         return self.model.unembed(self.read(self._clean_run[1]))
 
+    @property
+    def clean_stream(self) -> Tensor:
+        """The last residual stream of the clean run, `row pos d_model`."""
+        return self._clean_run[1]
+
     @cached_property
     def attention_mask(self) -> Tensor:
         """`row query key`, True where a query may not look."""

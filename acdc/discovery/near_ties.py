@@ -16,6 +16,7 @@ from acdc.model.parts import LanguageModel
 _SEEN = 8  # near-ties of a layer that say how far rounding reaches there
 _SAFETY = 5.0
 _NARROWEST = 1 / 64
+_WITHOUT_NORMS = 64.0
 
 
 def rounding_unit(model: LanguageModel) -> float:
@@ -29,9 +30,10 @@ class NearTies:
     """Which effects are near-ties, and what they are exactly.
 
     An effect is a near-tie within ε·(1 + |loss| + RMS of the model's logits) of the threshold, for float32; lower
-    precision widens that in proportion. It is taken as the reach of rounding, and is often far above it. So the errors
-    of the near-ties settled so far narrow the window, to five times the largest of them and no less than 1/64; each
-    layer on its own, since rounding grows toward the input.
+    precision widens that in proportion, l2 by the slope of a square, and a model without norms, where nothing keeps
+    activations small, by what its largest ones are. It is taken as the reach of rounding, and is often far above it. So
+    the errors of the near-ties settled so far set the window anew, to five times the largest of them and no less than
+    1/64; each layer on its own, since rounding grows toward the input.
 
     Parameters
     ----------
@@ -42,7 +44,10 @@ class NearTies:
     def __init__(self, experiment: Experiment, tolerance: float, engine: str, memory_gb: float | None) -> None:
         self.experiment, self.engine, self.memory_gb = experiment, engine, memory_gb
         self.tolerance = tolerance * max(1.0, rounding_unit(experiment.model) / torch.finfo(torch.float32).eps)
-        self.scale = 1 + experiment.clean_logits.double().square().mean().sqrt().item()
+        logits = experiment.clean_logits.double()
+        self.scale = 1 + logits.square().mean().sqrt().item()
+        if experiment.model.final_norm.kind == "none":
+            self.scale = _WITHOUT_NORMS * (1 + logits.abs().max().item() + experiment.clean_stream.abs().max().item())
         self.errors: dict[int, list[float]] = {}  # by layer, in units of the whole window
         self._losses_of: Callable[[Sequence[EdgeMask]], list[float]] | None = None
 
@@ -54,7 +59,8 @@ class NearTies:
     def holds(self, receiver: str, effect: float, threshold: float, loss: float) -> bool:
         """Whether the effect of a receiver's edge is one, where the loss before the removal is `loss`."""
         errors = self.errors.get(parse_node(receiver).layer, [])
-        share = 1.0 if len(errors) < _SEEN else min(1.0, max(_SAFETY * max(errors), _NARROWEST))
+        reach = _SAFETY * max(errors, default=0.0)
+        share = max(reach, 1.0 if len(errors) < _SEEN else _NARROWEST)
         return abs(effect - threshold) < share * self._window(loss)
 
     def learn(self, receiver: str, rounding: float, loss: float) -> None:
@@ -72,4 +78,6 @@ class NearTies:
         return before, after
 
     def _window(self, loss: float) -> float:
-        return self.tolerance * (self.scale + abs(loss))
+        """How far from the threshold a near-tie may lie before anything is known about rounding."""
+        slope = 1 + 2 * abs(loss) ** 0.5 if self.experiment.metric_name == "l2" else 1.0
+        return self.tolerance * slope * (self.scale + abs(loss))
