@@ -118,7 +118,7 @@ class _Pruning:
         self.mask = EdgeMask.all(graph)
         self.engine: PruningEngine | None = None
         self.ties = NearTies(self.experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
-        self.verifier = _Verifier(self.experiment, settings)
+        self.verifier = _Verifier(self.experiment, settings, self.ties)
         self.current = metric.loss_of_model(self.experiment.clean_logits)
         self.remaining = len(graph)
         self.observer.started(graph, metric.from_loss(self.current))
@@ -203,8 +203,8 @@ class _Verifier:
     SHARE = 0.02
     TOLERANCE = 1e-4  # ten rounding units where the precision is lower
 
-    def __init__(self, experiment: Experiment, settings: Settings) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, settings: Settings, ties: NearTies) -> None:
+        self.experiment, self.ties = experiment, ties
         self.memory_gb = settings.memory_gb
         self.tolerance = max(self.TOLERANCE, 10 * rounding_unit(experiment.model))
         self.every = 0 if settings.engine == "full" else settings.verify_every
@@ -225,7 +225,7 @@ class _Verifier:
         begun = time.monotonic()
         self.engine = self.engine or FullEngine(self.experiment, self.memory_gb)
         expected = self.engine.loss(mask.without(edge))
-        if not abs(loss - expected) <= self.tolerance * (1 + abs(expected)):
+        if not abs(loss - expected) <= self.tolerance * (1 + abs(expected)) + self.ties.reach(expected):
             raise RunError(
                 f"the incremental engine found the loss {loss:.6g} without {edge}, the full one {expected:.6g}: use"
                 " method.engine=full, and please report this"

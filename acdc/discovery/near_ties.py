@@ -61,12 +61,17 @@ class NearTies:
         errors = self.errors.get(parse_node(receiver).layer, [])
         reach = _SAFETY * max(errors, default=0.0)
         share = max(reach, 1.0 if len(errors) < _SEEN else _NARROWEST)
-        return abs(effect - threshold) < share * self._window(loss)
+        return abs(effect - threshold) < share * self.reach(loss)
 
     def learn(self, receiver: str, rounding: float, loss: float) -> None:
         """Take note of the error that the effect of a near-tie had."""
-        window = self._window(loss)
+        window = self.reach(loss)
         self.errors.setdefault(parse_node(receiver).layer, []).append(rounding / window if window else 0.0)
+
+    def reach(self, loss: float) -> float:
+        """How far from the threshold a near-tie may lie before anything is known about rounding."""
+        slope = 1 + 2 * abs(loss) ** 0.5 if self.experiment.metric_name == "l2" else 1.0
+        return self.tolerance * slope * (self.scale + abs(loss))
 
     def settle(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:
         """The loss with and without an edge, in float64."""
@@ -76,8 +81,3 @@ class NearTies:
             self._losses_of = FullEngine(exact, self.memory_gb).losses if full else CircuitState(exact, mask).losses_of
         before, after = self._losses_of([mask, mask.without(edge)])
         return before, after
-
-    def _window(self, loss: float) -> float:
-        """How far from the threshold a near-tie may lie before anything is known about rounding."""
-        slope = 1 + 2 * abs(loss) ** 0.5 if self.experiment.metric_name == "l2" else 1.0
-        return self.tolerance * slope * (self.scale + abs(loss))
