@@ -97,13 +97,15 @@ class Mlp:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the MLP writes for the residual stream `x`, `... d_model` to the same."""
+        return linear(self.neurons(x), self.W_out.T, self.b_out)
+
+    def neurons(self, x: Tensor) -> Tensor:
+        """The neurons for the residual stream `x`, as `W_out` reads them: `... d_model` → `... d_mlp`."""
         x = self.norm(x)
         hidden = linear(x, self.W_in.T, self.b_in)
         if self.W_gate is not None:
-            hidden = self.activation(linear(x, self.W_gate.T, self.b_gate)) * hidden
-        else:
-            hidden = self.activation(hidden)
-        return linear(hidden, self.W_out.T, self.b_out)
+            return self.activation(linear(x, self.W_gate.T, self.b_gate)) * hidden
+        return self.activation(hidden)
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,19 @@ class Layer:
         if b is not None:
             projected = projected + b[heads][:, None, None, :]
         return self.rotary(projected) if self.rotary is not None and letter != "v" else projected
+
+    def project_together(self, letter: str, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Every head's q, k or v of one residual stream: `... pair pos d_model` → `... head pair pos d_head`.
+
+        `positions`: which positions the position axis stands for, if not 0, 1, ...; broadcast against `... pos`.
+        """
+        W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+        flat = linear(self.norm(x), W.transpose(1, 2).flatten(0, 1), None if b is None else b.flatten())
+        projected = flat.unflatten(-1, (W.shape[0], W.shape[2])).movedim(-2, -4)
+        if self.rotary is not None and letter != "v":
+            projected = self.rotary(projected, positions)
+        group = self.n_heads // W.shape[0]
+        return projected.repeat_interleave(group, -4) if group > 1 else projected
 
     def project_head(self, letter: str, head: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """One head's q, k or v: `... pos d_model` → `... pos d_head`.

@@ -1,0 +1,132 @@
+"""A run taken up again in the middle, with its residual stream changed there, for many changes at once.
+
+What lies before the change is the stored run's and is never computed again: the layers before it, under causal
+attention the positions before it, and of its own layer the MLP where its input is the same. Of the last layer only the
+positions that the metric reads are computed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acdc.ablation import Values
+from acdc.engine.full import streams
+from acdc.experiment import Experiment
+
+POINTS = ("pre", "mid", "post")  # of a layer: before its attention, between attention and MLP, behind both
+
+
+class ResumedRun:
+    """The run whose sender outputs are `values`, on the experiment's rows.
+
+    Attributes
+    ----------
+    pre: the residual stream before each layer, `row pos d_model`, and behind the last one. mid: between attention and
+    MLP; empty where the model has no such place (no MLPs, or parallel ones). q, k, v: of each layer,
+    `head row pos d_head`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, experiment: Experiment, values: Values) -> None:
+        self.experiment, self.model, self.values = experiment, experiment.model, values
+        attention, mlp, final = streams(self.model, values)
+        self.pre = [*attention, final]
+        self.mid = [] if self.model.config.parallel_attn_mlp else mlp
+        layers = list(zip(self.model.layers, attention, strict=True))
+        self.q, self.k, self.v = ([layer.project_together(letter, x) for layer, x in layers] for letter in "qkv")
+        readouts = experiment.readouts
+        self.is_read = torch.zeros_like(experiment.batch.clean, dtype=torch.bool)
+        self.is_read[readouts.pair, readouts.position] = True
+
+    def bytes_per_variant(self) -> int:
+        """About what one change takes while it is followed to the logits."""
+        n_rows, n_positions, d_model = self.pre[0].shape
+        layer = self.model.layers[0]
+        wide = max((mlp.W_in.shape[1] for mlp in (x.mlp for x in self.model.layers) if mlp is not None), default=0)
+        attention = layer.n_heads * (5 * self.model.d_head + 3 * n_positions)
+        columns = self.experiment.metric.columns
+        vocabulary = self.model.vocabulary_size if columns is None else len(columns)
+        numbers = n_rows * n_positions * (8 * d_model + 3 * wide + attention)
+        return (numbers + 3 * len(self.experiment.readouts) * vocabulary) * self.model.W_E.element_size()
+
+    @torch.no_grad()
+    def unchanged(self) -> Tensor:
+        """The metric of this run at each readout, `readout`."""
+        metric = self.experiment.metric
+        return metric.values(self.model.unembed(self.experiment.read(self.pre[-1]), metric.columns))
+
+    @torch.no_grad()
+    def metric_values(self, layer: int, point: str, change: Tensor) -> Tensor:
+        """The metric at each readout once the residual stream is changed, `variant readout`.
+
+        Parameters
+        ----------
+        layer, point: where; one of `POINTS`. change: what is added there, `variant row pos d_model`.
+        """
+        metric = self.experiment.metric
+        values = self.unchanged().expand(len(change), -1).clone()
+        # A change of nothing, as where both prompts have been alike so far, has no effect: exactly.
+        touched = change.flatten(1).any(1)
+        if bool(touched.any()):
+            stream = self._readout(layer, point, change[touched])
+            values[touched] = metric.values(self.model.unembed(stream, metric.columns))
+        return values
+
+    def _readout(self, layer: int, point: str, change: Tensor) -> Tensor:
+        """The last residual stream at the readouts, `variant readout d_model`."""
+        n_layers, readouts = len(self.model.layers), self.experiment.readouts
+        start = int(change.any(-1).flatten(0, 1).any(0).nonzero()[0]) if self.model.causal else 0
+        change = change[:, :, start:]
+        if point == "mid":
+            change = self._through_mlp(layer, change, start)
+        first = layer if point == "pre" else layer + 1
+        x = self.pre[first][:, start:] + change
+        for i in range(first, n_layers):
+            x = self._layer(i, x, start)
+        at = readouts.position - start
+        x = x[:, readouts.pair, at.clamp_min(0)] if first == n_layers else x[:, :, 0]
+        return torch.where((at < 0)[:, None], self.experiment.read(self.pre[-1]), x)
+
+    def _through_mlp(self, i: int, change: Tensor, start: int) -> Tensor:
+        """A change between attention and MLP as the change behind both."""
+        mlp = self.model.layers[i].mlp
+        if mlp is None or self.model.config.parallel_attn_mlp:
+            return change
+        touched = change.any(-1)
+        if i == len(self.model.layers) - 1:
+            touched = touched & self.is_read[:, start:]
+        if not bool(touched.any()):
+            return change
+        mid, written = (t[:, start:].expand_as(change)[touched] for t in (self.mid[i], self.values.mlps[i]))
+        change = change.clone()
+        change[touched] += mlp(mid + change[touched]) - written
+        return change
+
+    def _layer(self, i: int, x: Tensor, start: int) -> Tensor:
+        """The stream behind a layer, `variant row pos d_model`; behind the last one `variant readout 1 d_model`.
+
+        `x`: before it, from position `start` on; what lies before has its stored keys and values.
+        """
+        layer, readouts = self.model.layers[i], self.experiment.readouts
+        positions = torch.arange(start, start + x.shape[-2], device=x.device)
+        k, v = (
+            torch.cat((stored[i][..., :start, :].expand(len(x), -1, -1, -1, -1), new), -2)
+            for stored, new in (
+                (self.k, layer.project_together("k", x, positions)),
+                (self.v, layer.project_together("v", x)),
+            )
+        )
+        mask = self.experiment.attention_mask[:, start:]
+        if i == len(self.model.layers) - 1:
+            x = x[:, readouts.pair, (readouts.position - start).clamp_min(0)][:, :, None]
+            k, v = k[:, :, readouts.pair], v[:, :, readouts.pair]
+            positions = readouts.position[:, None]
+            mask = self.experiment.attention_mask.expand(len(self.is_read), -1, -1)
+            mask = mask[readouts.pair, readouts.position][:, None]
+        attended = x + layer.write_together(layer.mix(layer.project_together("q", x, positions), k, v, mask))
+        if layer.b_O is not None:
+            attended = attended + layer.b_O
+        if layer.mlp is None:
+            return attended
+        return attended + layer.mlp(x if self.model.config.parallel_attn_mlp else attended)

@@ -1,0 +1,185 @@
+"""Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024): a sweep over sites.
+
+`noise`: the clean run with a site's value from the corrupted run: is the site necessary? `denoise`: the corrupted run
+with its value from the clean run: is it enough? Either way recovery is 1 at the clean and 0 at the corrupted metric.
+
+Sites are patched many at once, as variants of one run that goes on from the site's layer (`acdc.engine.resumed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.engine.memory import budget_bytes
+from acdc.engine.resumed import ResumedRun
+from acdc.errors import ConfigError, TaskError
+from acdc.experiment import Experiment
+from acdc.patching.changes import Changes
+from acdc.patching.result import Patched, SiteMap
+from acdc.patching.sites import WAYS, Choice, Grid
+
+DIRECTIONS = ("noise", "denoise")
+_MOST_BYTES = 2**28  # of one batch: larger ones are no faster
+
+Progress = Callable[[int, int], None]  # sites done, sites in all
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is patched.
+
+    Attributes
+    ----------
+    name: `activation`.
+    site: one or several of `acdc.patching.sites.KINDS`.
+    by: how the sites of a layer are told apart: `position`, `head`, `head_position`, `neuron`, `neuron_position`;
+        `auto` is by head, neuron or, where there are none, position.
+    direction: `noise`, `denoise` or `both`.
+    layers, heads, neurons: those to patch; None is all.
+    positions: indices, labels or spans `start:end`; None is all. By head or neuron they are patched together.
+    sufficient_from, necessary_from: a site is sufficient if denoising it recovers at least this, necessary if noising
+        it loses at least this, of the way between the corrupted and the clean metric.
+    memory_gb: what temporary tensors may take; None is a share of what is free.
+    """
+
+    name: str = "activation"
+    site: list[str] | str = "head_output"
+    by: str = "auto"
+    direction: str = "both"
+    layers: list[int] | int | None = None
+    heads: list[int] | int | None = None
+    neurons: list[int] | int | None = None
+    positions: list[int | str] | int | str | None = None
+    sufficient_from: float = 0.1
+    necessary_from: float = 0.1
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in (*DIRECTIONS, "both"):
+            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
+        if self.by not in (allowed := ["auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)]):
+            raise ConfigError(f"patch.by={self.by} is not known: choose one of {', '.join(allowed)}")
+        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return DIRECTIONS if self.direction == "both" else (self.direction,)
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.site, self.by, self.layers, self.heads, self.neurons, self.positions)
+
+
+def check(experiment: Experiment, settings: Settings) -> list[Grid]:
+    """The sites that would be patched, a grid a kind; what cannot be done is refused.
+
+    Raises
+    ------
+    ConfigError: see `Choice.grids`; an ablation other than `corrupted`. TaskError: the metric is the same on clean and
+    corrupted prompts, so that there is nothing to recover.
+    """
+    if experiment.ablation.name != "corrupted":
+        raise ConfigError(
+            f"ablation={experiment.ablation.name} does not fit job=patch, which puts values of the corrupted run in:"
+            " give ablation=corrupted"
+        )
+    grids = settings.choice.grids(experiment)
+    clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in _ends(experiment))
+    if abs(clean - corrupted) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
+        raise TaskError(
+            f"metric={experiment.metric_name} is {clean:.4g} on clean and on corrupted prompts, so there is nothing to"
+            " recover: choose another metric or corruption"
+        )
+    return grids
+
+
+def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Patched:
+    """Patch every chosen site.
+
+    Parameters
+    ----------
+    progress: is told how many sites are done, and of how many.
+
+    Raises
+    ------
+    ConfigError, TaskError: see `check`.
+    """
+    grids = check(experiment, settings)
+    total = len(settings.directions) * sum(map(len, grids))
+    memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
+    blocks = _blocks(experiment, memory)
+    done, maps = 0.0, []
+    ends = [_by_pair(experiment, values) for values in _ends(experiment)]
+    values: dict[tuple[int, str], list[Tensor]] = {}
+    for block in blocks:
+        runs = {name: ResumedRun(block, v) for name, v in (("clean", block.clean), ("corrupted", block.ablated))}
+        for i, grid in enumerate(grids):
+            for direction in settings.directions:
+                base, source = ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
+                sweep = _Sweep(runs[base], runs[source], min(memory, _MOST_BYTES))
+                parts = []
+                for layer in grid.layers:
+                    parts.append(sweep.layer(grid, layer))
+                    done += len(grid) / len(grid.layers) / len(blocks)
+                    if progress is not None:
+                        progress(round(done), total)
+                values.setdefault((i, direction), []).append(torch.stack(parts))
+    for (i, direction), parts in values.items():
+        maps.append(SiteMap(grids[i], direction, _by_pair(experiment, torch.cat(parts, -1)), *ends))
+    limits = settings.sufficient_from, settings.necessary_from
+    return Patched(tuple(maps), experiment.metric_name, settings.choice.subset, *limits)
+
+
+class _Sweep:
+    """One direction: `base` is the run that is patched, `source` gives the values."""
+
+    def __init__(self, base: ResumedRun, source: ResumedRun, memory: int) -> None:
+        self.base, self.source = base, source
+        self.at_once = max(1, memory // base.bytes_per_variant())
+
+    def layer(self, grid: Grid, layer: int) -> Tensor:
+        """The metric at every site of a layer, `unit place readout`."""
+        device = self.base.model.device
+        changes = Changes(grid.kind, layer, self.base, self.source)
+        places = torch.stack([place.mask(self.base.experiment) for place in grid.places])
+        n_places, together = len(grid.places), grid.units == (None,)
+        units = torch.tensor([0 if unit is None else unit for unit in grid.units], device=device)
+        # Sites of the same place beside each other, the places in the order of the text, so that sites that are
+        # evaluated together share what lies before them.
+        first = [min(map(min, place.tokens)) for place in grid.places]
+        order = torch.tensor(sorted(range(n_places), key=first.__getitem__), device=device)
+        place_of = order.repeat_interleave(len(units))
+        unit_of = torch.arange(len(units), device=device).repeat(n_places)
+        values = self.base.model.W_E.new_empty(len(units), n_places, len(self.base.experiment.readouts))
+        for start in range(0, len(place_of), self.at_once):
+            at, which = place_of[start : start + self.at_once], unit_of[start : start + self.at_once]
+            change = changes(None if together else units[which], places[at])
+            values[which, at] = self.base.metric_values(layer, grid.kind.point, change)
+        return values
+
+
+def _blocks(experiment: Experiment, memory: int) -> list[Experiment]:
+    """The experiment, or blocks of its rows such that one patched run of each fits in memory."""
+    per_row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1)).bytes_per_variant()
+    n_rows, rows = len(experiment.batch.clean), max(1, memory // per_row)
+    if rows >= n_rows:
+        return [experiment]
+    return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+
+
+def _ends(experiment: Experiment) -> tuple[Tensor, ...]:
+    """The metric at each readout of the clean and of the corrupted run."""
+    return tuple(ResumedRun(experiment, values).unchanged() for values in (experiment.clean, experiment.ablated))
+
+
+def _by_pair(experiment: Experiment, values: Tensor) -> Tensor:
+    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU."""
+    readouts = experiment.readouts
+    pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]
+    weighted = (values * readouts.weight).double() * len(experiment.pairs)
+    out = weighted.new_zeros(*values.shape[:-1], len(experiment.pairs))
+    return out.index_add(-1, pair, weighted).cpu()

@@ -1,0 +1,127 @@
+"""Positions to patch: by index, by the task's labels, by span, or all; the same in every pair or found by label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.errors import ConfigError
+from acdc.experiment import Experiment
+from acdc.tasks.base import TokenizedPair, Tokenizer
+
+Chosen = list[int | str] | int | str | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tokens that are patched together.
+
+    Attributes
+    ----------
+    name: an index, a label, or a span `start:end`; empty for whole prompts. label: what the reader sees on an axis, an
+        index with its token or label. tokens: for each pair, the positions.
+    """
+
+    name: str
+    label: str
+    tokens: tuple[frozenset[int], ...]
+
+    def mask(self, experiment: Experiment) -> Tensor:
+        """`row pos`, True where the place is."""
+        mask = torch.zeros_like(experiment.batch.clean, dtype=torch.bool)
+        for row, pair in enumerate(experiment.batch.source):
+            mask[row, sorted(self.tokens[pair])] = True
+        return mask
+
+
+def places(experiment: Experiment, chosen: Chosen, apart: bool) -> tuple[Place, ...]:
+    """The places to patch.
+
+    Parameters
+    ----------
+    chosen: indices (from the end if negative), labels and spans `start:end`; None is all positions.
+    apart: each by itself; else all of them together, as one place.
+
+    Raises
+    ------
+    ConfigError: a position that some pair does not have, an index or span where pairs differ in length.
+    """
+    pairs = experiment.pairs
+    given = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
+    if not given and not apart:
+        return (Place("", "all positions", tuple(frozenset(range(len(pair.clean))) for pair in pairs)),)
+    if not given:
+        given = list(_every_position(pairs))
+    names = Tokenizer(experiment.model.tokenizer, experiment.model.vocabulary_size)
+    found = [_place(item, pairs, names) for item in given]
+    if twice := [place.name for i, place in enumerate(found) if place.name in [p.name for p in found[:i]]]:
+        raise ConfigError(f"patch.positions has {twice[0]} twice: give each position once")
+    if apart:
+        return tuple(found)
+    together = tuple(frozenset[int]().union(*(place.tokens[i] for place in found)) for i in range(len(pairs)))
+    return (Place(",".join(p.name for p in found), ", ".join(p.label for p in found), together),)
+
+
+def _every_position(pairs: Sequence[TokenizedPair]) -> Sequence[int | str]:
+    """Every index where pairs are equally long, else every label that they share."""
+    if len({len(pair.clean) for pair in pairs}) == 1:
+        return range(len(pairs[0].clean))
+    if labels := _shared_labels(pairs):
+        return labels
+    lengths = [len(pair.clean) for pair in pairs]
+    raise ConfigError(
+        f"patch.by=position needs positions that correspond, but the pairs have {min(lengths)} to {max(lengths)} tokens"
+        " and share no labels: give labels, pairs of one length, or patch.by=head"
+    )
+
+
+def _shared_labels(pairs: Sequence[TokenizedPair]) -> list[str]:
+    return [name for name in pairs[0].labels if all(name in pair.labels for pair in pairs)]
+
+
+def _place(item: int | str, pairs: Sequence[TokenizedPair], names: Tokenizer) -> Place:
+    if isinstance(item, str) and any(item in pair.labels for pair in pairs):
+        if without := [pair.where for pair in pairs if item not in pair.labels]:
+            raise ConfigError(f"patch.positions={item}: {without[0]} has no such label; {_allowed(pairs)}")
+        return Place(item, item, tuple(frozenset(range(*pair.labels[item])) for pair in pairs))
+    lengths = [len(pair.clean) for pair in pairs]
+    try:
+        ends = [int(part) for part in str(item).split(":")]
+    except ValueError:
+        raise ConfigError(f"patch.positions={item} is not a position: {_allowed(pairs)}") from None
+    if len(set(lengths)) > 1:
+        raise ConfigError(
+            f"patch.positions={item}: the pairs have {min(lengths)} to {max(lengths)} tokens, so an index is not the"
+            f" same place in all of them: {_allowed(pairs)}"
+        )
+    length = lengths[0]
+    start, stop = (ends[0], ends[0] + 1) if len(ends) == 1 else ends if len(ends) == 2 else (0, 0)
+    if len(ends) == 1 and start < 0:
+        start, stop = start + length, stop + length
+    if not 0 <= start < stop <= length:
+        raise ConfigError(f"patch.positions={item} lies outside the prompts of {length} tokens: {_allowed(pairs)}")
+    if len(ends) == 1:
+        return Place(str(start), _axis_label(start, pairs, names), (frozenset([start]),) * len(pairs))
+    return Place(f"{start}:{stop}", f"{start}:{stop}", (frozenset(range(start, stop)),) * len(pairs))
+
+
+def _allowed(pairs: Sequence[TokenizedPair]) -> str:
+    labels = _shared_labels(pairs)
+    known = f"the labels {', '.join(labels)}" if labels else "labels (these pairs share none)"
+    if len({len(pair.clean) for pair in pairs}) > 1:
+        return f"give {known}, or null for all"
+    last = len(pairs[0].clean) - 1
+    return f"give indices from 0 to {last} (or -1, ...), spans such as 0:{last}, {known}, or null for all"
+
+
+def _axis_label(index: int, pairs: Sequence[TokenizedPair], names: Tokenizer) -> str:
+    """The token where it is the same in every clean prompt, else the label that all pairs give it, else one token."""
+    tokens = {pair.clean[index] for pair in pairs}
+    labels = [n for n in _shared_labels(pairs) if all(pair.labels[n] == (index, index + 1) for pair in pairs)]
+    text = names.decode([pairs[0].clean[index]]).replace("\n", "⏎").strip() or "␣"
+    if len(tokens) > 1:
+        text = labels[0] if labels else f"{text}…"
+    return f"{index} {text}"

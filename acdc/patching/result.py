@@ -1,0 +1,144 @@
+"""What a patching sweep gives: recovery at every site, as rows, arrays and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.patching.sites import Grid, Site
+
+CLASSES = {  # (necessary, sufficient) → name
+    (True, True): "necessary_and_sufficient",
+    (False, True): "sufficient_redundant",
+    (True, False): "necessary_only",
+    (False, False): "irrelevant",
+}
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """Sites of one kind patched in one direction.
+
+    Attributes
+    ----------
+    values: the metric of each pair at each site, `layer unit place pair`, in the metric's own direction.
+    clean, corrupted: the same for the two runs, `pair`.
+    """
+
+    grid: Grid
+    direction: str
+    values: Tensor
+    clean: Tensor
+    corrupted: Tensor
+
+    @property
+    def recoveries(self) -> Tensor:
+        """Of each pair, `layer unit place pair`: (patched − corrupted) over the mean of clean − corrupted.
+
+        The mean over the pairs is then the recovery of the mean metric, and a pair on which both runs are alike, whose
+        own quotient would be anything, weighs no more than the others.
+        """
+        return (self.values - self.corrupted) / (self.clean - self.corrupted).mean()
+
+    @property
+    def recovery(self) -> Tensor:
+        """(patched − corrupted) / (clean − corrupted) of the mean metric, `layer unit place`."""
+        return self.recoveries.mean(-1)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of `recoveries` over the pairs (n − 1 in the denominator), NaN of a single pair."""
+        return self.recoveries.std(-1) if len(self.clean) > 1 else torch.full_like(self.recovery, float("nan"))
+
+    @property
+    def importance(self) -> Tensor:
+        """How much a site matters, 0 = not at all: recovery when denoising, 1 − recovery when noising."""
+        return self.recovery if self.direction == "denoise" else 1 - self.recovery
+
+
+@dataclass(frozen=True)
+class Patched:
+    """The result of a sweep.
+
+    Attributes
+    ----------
+    subset: the name of the subset of sites, empty where all were patched. sufficient_from, necessary_from: the limits
+    of the classes.
+    """
+
+    maps: tuple[SiteMap, ...]
+    metric: str
+    subset: str
+    sufficient_from: float
+    necessary_from: float
+
+    @property
+    def clean(self) -> float:
+        return float(self.maps[0].clean.mean())
+
+    @property
+    def corrupted(self) -> float:
+        return float(self.maps[0].corrupted.mean())
+
+    def both(self) -> Iterator[tuple[SiteMap, SiteMap]]:
+        """Of each kind the maps of (noise, denoise), where there are both."""
+        noise = {one.grid.kind.name: one for one in self.maps if one.direction == "noise"}
+        for one in self.maps:
+            if one.direction == "denoise" and one.grid.kind.name in noise:
+                yield noise[one.grid.kind.name], one
+
+    def classes(self) -> dict[Site, str]:
+        """The class of each site that was patched in both directions.
+
+        Sufficient: denoising it recovers at least `sufficient_from`. Necessary: noising it loses at least
+        `necessary_from`. Sufficient but not necessary means that something else can do the same.
+        """
+        found = {}
+        for noise, denoise in self.both():
+            pairs = zip(noise.importance.flatten().tolist(), denoise.importance.flatten().tolist(), strict=True)
+            for site, (loss, gain) in zip(denoise.grid, pairs, strict=True):
+                found[site] = CLASSES[loss >= self.necessary_from, gain >= self.sufficient_from]
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a site and direction, as in `patch.csv`."""
+        classes = self.classes()
+        rows = []
+        for one in self.maps:
+            numbers = (t.flatten().tolist() for t in (one.recovery, one.std, one.values.mean(-1)))
+            for site, recovery, std, value in zip(one.grid, *numbers, strict=True):
+                rows.append(
+                    {
+                        "site": site.kind,
+                        "layer": site.layer,
+                        "head": site.head,
+                        "position": site.place.name,
+                        "direction": one.direction,
+                        "recovery": recovery,
+                        "std": std if len(one.clean) > 1 else None,
+                        "n": len(one.clean),
+                        "subset": self.subset,
+                        "label": site.place.label,
+                        "neuron": site.neuron,
+                        "metric": value,
+                        "class": classes.get(site, ""),
+                    }
+                )
+        return rows
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for `patch.npz`: `SITE_DIRECTION` is recovery, `layer unit place`; `SITE_DIRECTION_pairs` has a last
+        axis for the pairs; `SITE_layers`, `_units` (heads or neurons, −1: together) and `_places` name the axes."""
+        arrays: dict[str, Any] = {"clean": self.maps[0].clean.numpy(), "corrupted": self.maps[0].corrupted.numpy()}
+        for one in self.maps:
+            name = one.grid.kind.name
+            arrays[f"{name}_{one.direction}"] = one.recovery.numpy()
+            arrays[f"{name}_{one.direction}_pairs"] = one.recoveries.numpy()
+            arrays[f"{name}_layers"] = list(one.grid.layers)
+            arrays[f"{name}_units"] = [-1 if unit is None else unit for unit in one.grid.units]
+            arrays[f"{name}_places"] = [place.name for place in one.grid.places]
+        return arrays
