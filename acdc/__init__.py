@@ -21,6 +21,7 @@ _EXPORTS = {
     "GraphConfig": "acdc.graph",
     "Experiment": "acdc.experiment",
     "discover": "acdc.discovery",
+    "patch": "acdc.patching",
 }
 
 __all__ = list(_EXPORTS)

@@ -225,8 +225,12 @@ class WandbTracker:
 
         # The points have a number called metric; its name goes beside it.
         self.run.summary.update({"metric_name" if key == "metric" else key: value for key, value in summary.items()})
-        if "circuit.png" in files:
-            self._log(self.tested + 1, picture=wandb.Image(str(files["circuit.png"])))
+        pictures = {name: path for name, path in files.items() if path.suffix == ".png"}
+        if pictures:
+            images = {name.removesuffix(".png"): wandb.Image(str(path)) for name, path in pictures.items()}
+            if "circuit" in images:
+                images["picture"] = images.pop("circuit")
+            self._log(self.tested + 1, **images)
         kind = "circuit" if "circuit.json" in files else "results"
         artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind, metadata=dict(summary))
         for path in files.values():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from acdc import discovery, tasks
+from acdc import discovery, patching, tasks
 from acdc.ablation import ABLATIONS, AblationSettings
 from acdc.cli import CONF
 from acdc.errors import ConfigError
@@ -36,7 +36,7 @@ def dataclass_of(group: str, name: str | None) -> Any:
         return JOBS[name or ""]
     if group in fixed:
         return fixed[group]
-    return {"task": tasks, "method": discovery}[group].load(name).Settings
+    return {"task": tasks, "method": discovery, "patch": patching}[group].load(name).Settings
 
 
 def defaults(cls: Any) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def test_the_files_are_all_the_choices_there_are() -> None:
     assert chosen["metric"] == {None, *METRICS}
     assert chosen["ablation"] == set(ABLATIONS)
     assert chosen["method"] == set(discovery.METHODS)
+    assert chosen["patch"] == set(patching.METHODS)
     assert chosen["job"] == set(JOBS)
     assert chosen["tracker"] == {"none", "wandb"}
     for path in OPTIONS:  # what is typed is what is meant

@@ -234,6 +234,23 @@ def test_wandb_gets_what_a_check_finds(tmp_path: Path) -> None:
     assert (said["id"], said["exit"]) == (read_json(tmp_path / "out" / "run.json")["wandb_id"], 0)
 
 
+def test_wandb_gets_the_maps_of_a_sweep(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "data")
+    arguments = case.arguments(job="patch", tracker="wandb", tracker__mode="offline", patch__direction="noise")
+    done = as_process(*arguments, "hydra.run.dir=out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
+    said = read_back(file)
+    metrics = read_json(tmp_path / "out" / "metrics.json")
+    assert said["summary"]["sites"] == metrics["sites"] == 4
+    assert said["summary"]["clean"] == pytest.approx(metrics["clean"])
+    (media,) = (tmp_path / "out").glob("wandb/offline-run-*/files/" + said["summary"]["head_output_noise.path"])
+    assert media.read_bytes() == (tmp_path / "out" / "head_output_noise.png").read_bytes()
+    kind, files = said["artifact"]
+    names = {"patch.csv", "patch.npz", "head_output_noise.svg", "head_output_noise.png", "report.html", "metrics.json"}
+    assert (kind, files.keys()) == ("results", names)
+
+
 def test_wandb_online_without_an_account_is_refused_at_once(tmp_path: Path) -> None:
     case = make_case(tmp_path / "data")
     here = tmp_path / "here"

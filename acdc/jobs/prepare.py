@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from acdc import patching
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError, FormatError, TaskError
 from acdc.evaluation.ground_truth import load_truth
@@ -67,6 +68,8 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
             f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
             " give method.threshold=NUMBER"
         )
+    if job == "patch":
+        patching.load(settings.patch.name).check(experiment, settings.patch)
     wanted = settings.task.check != "off" or job == "check"
     check = check_task(experiment, settings.task) if wanted else None
     problems = check.problems() if check is not None and settings.task.check != "off" else []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from acdc import discovery, tasks
+from acdc import discovery, patching, tasks
 from acdc.ablation import AblationSettings
 from acdc.errors import ConfigError
 from acdc.graph import GraphSettings
@@ -49,7 +49,12 @@ class EvaluateSettings(JobSettings):
 
 
 # The jobs with their settings; each is a module of this package.
-JOBS: dict[str, type[JobSettings]] = {"discover": JobSettings, "check": JobSettings, "evaluate": EvaluateSettings}
+JOBS: dict[str, type[JobSettings]] = {
+    "discover": JobSettings,
+    "check": JobSettings,
+    "patch": JobSettings,
+    "evaluate": EvaluateSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class RunSettings:
     method: Any
     metric: MetricSettings
     ablation: AblationSettings
+    patch: Any
     tracker: TrackerSettings
     graph: GraphSettings
     circuit: str | None
@@ -115,6 +121,7 @@ class RunSettings:
             method=from_mapping(discovery.load(str(config["method"].get("name"))).Settings, config["method"], "method"),
             metric=from_mapping(MetricSettings, config["metric"], "metric"),
             ablation=from_mapping(AblationSettings, config["ablation"], "ablation"),
+            patch=from_mapping(patching.load(str(config["patch"].get("name"))).Settings, config["patch"], "patch"),
             tracker=from_mapping(TrackerSettings, config["tracker"], "tracker"),
             graph=from_mapping(GraphSettings, config["graph"], "graph"),
             circuit=config["circuit"],

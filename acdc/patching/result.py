@@ -37,12 +37,14 @@ class SiteMap:
 
     @property
     def recoveries(self) -> Tensor:
-        """Of each pair, `layer unit place pair`: (patched − corrupted) over the mean of clean − corrupted.
+        """Of each pair, `layer unit place pair`: what patching changes, over the mean of clean − corrupted; plus 1 when
+        noising.
 
-        The mean over the pairs is then the recovery of the mean metric, and a pair on which both runs are alike, whose
-        own quotient would be anything, weighs no more than the others.
+        The mean over the pairs is then (patched − corrupted) / (clean − corrupted) of the mean metric. A pair's own
+        quotient would be anything where its two runs are alike; and a site that does nothing has no spread.
         """
-        return (self.values - self.corrupted) / (self.clean - self.corrupted).mean()
+        unpatched, end = (self.clean, 1.0) if self.direction == "noise" else (self.corrupted, 0.0)
+        return end + (self.values - unpatched) / (self.clean - self.corrupted).mean()
 
     @property
     def recovery(self) -> Tensor:

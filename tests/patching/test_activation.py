@@ -94,8 +94,10 @@ def assert_like_hooks(one: Experiment, oracle: Hooked, kinds: list[str], way: st
         for site, ours in zip(site_map.grid, values, strict=True):
             theirs = oracle.patched(site, site_map.direction)
             assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4), (site, site_map.direction)
-            each = [(t - c) / gap for t, c in zip(theirs, corrupted, strict=True)]
+            before, end = (clean, 1) if site_map.direction == "noise" else (corrupted, 0)
+            each = [end + (t - b) / gap for t, b in zip(theirs, before, strict=True)]
             mean = sum(each) / len(each)
+            assert mean == pytest.approx((sum(theirs) - sum(corrupted)) / (sum(clean) - sum(corrupted)))
             row = next(rows)
             assert (row["site"], row["layer"], row["head"]) == (site.kind, site.layer, site.head)
             assert row["recovery"] == pytest.approx(mean, abs=1e-4, rel=1e-4)

@@ -1,0 +1,95 @@
+"""What a patching sweep found, for people: the sites that matter most, their maps and their classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from acdc.patching.result import CLASSES, Patched, SiteMap
+from acdc.patching.sites import Site
+from acdc.report.grades import image
+from acdc.report.html import Section, number, table
+
+MOST_ON_CONSOLE = 10
+MOST_ON_PAGE = 50
+MEANINGS = {
+    "necessary_and_sufficient": "noising it loses the behaviour, denoising it brings it back",
+    "sufficient_redundant": "denoising it brings the behaviour back, but without it others do the same",
+    "necessary_only": "noising it loses the behaviour, but it does not bring it back alone",
+    "irrelevant": "neither",
+}
+DIRECTIONS = {
+    "noise": "noising: the clean run with the corrupted value. 1 − recovery is how much of the metric is lost",
+    "denoise": "denoising: the corrupted run with the clean value. Recovery is how much of the metric comes back",
+}
+
+
+def sites_table(patched: Patched) -> Table:
+    """The most important sites of each map."""
+    shown = Table(title="The sites that matter most", title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(_HEADER):
+        shown.add_column(Text(name), justify="right" if i > 2 else "left", overflow="fold")
+    for one in patched.maps:
+        for row in _rows(patched, one, MOST_ON_CONSOLE):
+            shown.add_row(*map(Text, row))
+    return shown
+
+
+def maps_section(patched: Patched, pictures: Sequence[Path]) -> Section:
+    """The importance maps; `pictures` are SVG files named SITE_DIRECTION."""
+    html = "".join(
+        f"<p>{escape(DIRECTIONS[direction])} (std over {len(patched.maps[0].clean)} pairs in patch.csv).</p>"
+        for direction in dict.fromkeys(one.direction for one in patched.maps)
+    )
+    if any(place.label.endswith("…") for one in patched.maps for place in one.grid.places):
+        html += "<p>A token with … behind it is the first pair's; the others have other tokens there.</p>"
+    return Section("Importance maps", html + "".join(image(path, f"importance map {path.stem}") for path in pictures))
+
+
+def classes_section(patched: Patched, pictures: Sequence[Path]) -> Section:
+    """How many sites are of which class, and the quadrants; empty where one direction was patched."""
+    classes = patched.classes()
+    counts = Counter(classes.values())
+    rows = [[f"<code>{name}</code>", number(counts[name]), escape(MEANINGS[name])] for name in CLASSES.values()]
+    html = (
+        f"<p>A site is sufficient if denoising it recovers at least {patched.sufficient_from:g}"
+        f" (<code>patch.sufficient_from</code>), necessary if noising it loses at least {patched.necessary_from:g}"
+        " (<code>patch.necessary_from</code>) of the way between the corrupted and the clean metric.</p>"
+        + table(["", "sites", "meaning"], rows, numeric=[1])
+        + "".join(image(path, f"quadrants {path.stem}") for path in pictures)
+    )
+    return Section("Necessary, sufficient", html if classes else "")
+
+
+def sites_section(patched: Patched) -> Section:
+    """The most important sites, more of them."""
+    parts = []
+    for one in patched.maps:
+        rows = [[escape(cell) for cell in row] for row in _rows(patched, one, MOST_ON_PAGE)]
+        title = f"{one.grid.kind.name}, {one.direction}: {min(len(one.grid), MOST_ON_PAGE)} of {len(one.grid):,} sites"
+        text = table(_HEADER, rows, numeric=range(3, 6))
+        parts.append(f"<details><summary>{escape(title)}</summary>{text}</details>")
+    return Section("The sites that matter most", "".join(parts))
+
+
+_HEADER = ["site", "direction", "where", "recovery", "std", "effect", "class"]
+
+
+def _rows(patched: Patched, one: SiteMap, most: int) -> list[list[str]]:
+    classes = patched.classes()
+    numbers = zip(*(t.flatten().tolist() for t in (one.recovery, one.std, one.importance)), strict=True)
+    found: list[tuple[Site, tuple[float, ...]]] = list(zip(one.grid, numbers, strict=True))
+    found.sort(key=lambda item: -abs(item[1][2]))
+    return [
+        [one.grid.kind.name, one.direction, str(site), *map(_short, values), classes.get(site, "")]
+        for site, values in found[:most]
+    ]
+
+
+def _short(value: float) -> str:
+    return "—" if value != value else f"{value + 0.0:.3f}"
