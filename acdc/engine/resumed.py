@@ -7,6 +7,8 @@ positions that the metric reads are computed.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ class ResumedRun:
         numbers = n_rows * n_positions * (8 * d_model + 3 * wide + attention)
         return (numbers + 3 * len(self.experiment.readouts) * vocabulary) * self.model.W_E.element_size()
 
-    @torch.no_grad()
+    @cached_property
     def unchanged(self) -> Tensor:
         """The metric of this run at each readout, `readout`."""
         metric = self.experiment.metric
@@ -65,7 +67,7 @@ class ResumedRun:
         layer, point: where; one of `POINTS`. change: what is added there, `variant row pos d_model`.
         """
         metric = self.experiment.metric
-        values = self.unchanged().expand(len(change), -1).clone()
+        values = self.unchanged.expand(len(change), -1).clone()
         # A change of nothing, as where both prompts have been alike so far, has no effect: exactly.
         touched = change.flatten(1).any(1)
         if bool(touched.any()):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from acdc.engine.full import streams
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
@@ -118,12 +119,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     for block in blocks:
         runs = {name: ResumedRun(block, v) for name, v in (("clean", block.clean), ("corrupted", block.ablated))}
         for i, grid in enumerate(grids):
+            places = torch.stack([place.mask(block) for place in grid.places])
             for direction in settings.directions:
                 base, source = ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
                 sweep = _Sweep(runs[base], runs[source], min(memory, _MOST_BYTES))
                 parts = []
                 for layer in grid.layers:
-                    parts.append(sweep.layer(grid, layer))
+                    parts.append(sweep.layer(grid, layer, places))
                     done += len(grid) / len(grid.layers) / len(blocks)
                     if progress is not None:
                         progress(round(done), total)
@@ -141,11 +143,10 @@ class _Sweep:
         self.base, self.source = base, source
         self.at_once = max(1, memory // base.bytes_per_variant())
 
-    def layer(self, grid: Grid, layer: int) -> Tensor:
-        """The metric at every site of a layer, `unit place readout`."""
+    def layer(self, grid: Grid, layer: int, places: Tensor) -> Tensor:
+        """The metric at every site of a layer, `unit place readout`; `places`: `place row pos`."""
         device = self.base.model.device
         changes = Changes(grid.kind, layer, self.base, self.source)
-        places = torch.stack([place.mask(self.base.experiment) for place in grid.places])
         n_places, together = len(grid.places), grid.units == (None,)
         units = torch.tensor([0 if unit is None else unit for unit in grid.units], device=device)
         # Sites of the same place beside each other, the places in the order of the text, so that sites that are
@@ -171,9 +172,12 @@ def _blocks(experiment: Experiment, memory: int) -> list[Experiment]:
     return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
 
 
+@torch.no_grad()
 def _ends(experiment: Experiment) -> tuple[Tensor, ...]:
     """The metric at each readout of the clean and of the corrupted run."""
-    return tuple(ResumedRun(experiment, values).unchanged() for values in (experiment.clean, experiment.ablated))
+    metric, model = experiment.metric, experiment.model
+    ends = (streams(model, values)[2] for values in (experiment.clean, experiment.ablated))
+    return tuple(metric.values(model.unembed(experiment.read(end), metric.columns)) for end in ends)
 
 
 def _by_pair(experiment: Experiment, values: Tensor) -> Tensor:

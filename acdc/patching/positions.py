@@ -31,10 +31,10 @@ class Place:
 
     def mask(self, experiment: Experiment) -> Tensor:
         """`row pos`, True where the place is."""
-        mask = torch.zeros_like(experiment.batch.clean, dtype=torch.bool)
-        for row, pair in enumerate(experiment.batch.source):
-            mask[row, sorted(self.tokens[pair])] = True
-        return mask
+        batch = experiment.batch
+        positions = range(batch.clean.shape[1])
+        rows = [[position in self.tokens[pair] for position in positions] for pair in batch.source]
+        return torch.tensor(rows, device=batch.clean.device)
 
 
 def places(experiment: Experiment, chosen: Chosen, apart: bool) -> tuple[Place, ...]:

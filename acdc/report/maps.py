@@ -113,9 +113,9 @@ def _name_points(axes: Any, points: Sequence[tuple[Site, float, float]]) -> None
         right, up = axes.transData.transform((x, y))
         if len(taken) < MOST_NAMED and all(abs(up - b) > 11 or abs(right - a) > 90 for a, b in taken):
             taken.append((right, up))
-            axes.annotate(
-                str(site), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, parse_math=False, clip_on=True
-            )
+            near_edge = axes.transAxes.inverted().transform((right, up))[0] > 0.75
+            style = {"xytext": (-5 if near_edge else 5, 3), "ha": "right" if near_edge else "left"}
+            axes.annotate(str(site), (x, y), textcoords="offset points", fontsize=7, parse_math=False, **style)
 
 
 def _cells(one: SiteMap) -> tuple[np.ndarray, list[str], list[str], tuple[str, str]]:
