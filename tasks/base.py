@@ -7,6 +7,7 @@ with the place of the offending pair, what no metric could use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -172,11 +173,28 @@ class Tokenizer:
         before, after = self.encode(prompt), self.encode(prompt + text)
         return after[len(before) :] if after[: len(before)] == before else []
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of every word outside the vocabulary; None where there is no such token."""
+        return getattr(self.tokenizer, "unk_token_id", None)
+
+    def unknown_word(self, text: str) -> str | None:
+        """The first word of a text that the vocabulary lacks; None where there is none, or the text itself has the
+        unknown token (GPT-2's is its end-of-text token)."""
+        tokenizer, literal = self._required(), getattr(self.tokenizer, "unk_token", None)
+        if self.unknown_id is None or (literal and literal in text):
+            return None
+
+        def is_unknown(part: str) -> bool:
+            return self.unknown_id in tokenizer(part, add_special_tokens=False)["input_ids"]
+
+        words = re.findall(r"\w+|[^\w\s]", text) if is_unknown(text) else []
+        return next(filter(is_unknown, words), text if words else None)
+
     def is_word(self, word: str) -> bool:
         """Whether a word is one known token inside a text, where a space stands in front of it."""
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
         inside = self.added("a", f" {word}")
-        return len(inside) == 1 and inside[0] != unknown
+        return len(inside) == 1 and inside[0] != self.unknown_id
 
     def words(self, candidates: Sequence[str], kind: str, notes: list[str], at_least: int = 2) -> list[str]:
         """The candidates that are one token; what is left out goes to `notes`, too few is a TaskError."""
@@ -205,7 +223,8 @@ def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Tokenize
     Raises
     ------
     TaskError: no pairs; a clean and a corrupted prompt of different length; an answer that is not one token or is
-        also a wrong answer; an id outside the vocabulary; a position outside the prompt. The message names the pair.
+        also a wrong answer; a word or an id outside the vocabulary; a position outside the prompt. The message names
+        the pair.
     """
     if not pairs:
         raise TaskError("the task has no pairs: give at least one")
@@ -256,6 +275,11 @@ def _tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, where: str) -> list[i
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise TaskError(f"{where}: a prompt is empty; it needs at least one token")
+    if isinstance(prompt, str) and (word := tokenizer.unknown_word(prompt)):
+        raise TaskError(
+            f"{where}: the word {word!r} of the prompt {prompt!r} is not in the model's vocabulary; use words that it"
+            " knows, or another model"
+        )
     for token in ids:
         _check_id(token, tokenizer, where)
     return ids
@@ -285,6 +309,11 @@ def _answer_id(answer: Answer, prompt: Prompt, tokenizer: Tokenizer, where: str)
     if len(ids) != 1:
         count = f"is {len(ids)} tokens" if ids else "merges with the prompt's last token"
         raise TaskError(f"{where}: the answer {answer!r} {count} behind the prompt; it must add exactly one token")
+    if tokenizer.unknown_word(answer):
+        raise TaskError(
+            f"{where}: the answer {answer!r} is not in the model's vocabulary; use a word that it knows, or another"
+            " model"
+        )
     return ids[0]
 
 

@@ -112,7 +112,7 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
 def _length(word: str, tokenizer: Tokenizer) -> int:
     """Number of a word's tokens; 0 if the tokenizer does not know it."""
     ids = tokenizer.added("a", f" {word}")
-    return 0 if getattr(tokenizer.tokenizer, "unk_token_id", None) in ids else len(ids)
+    return 0 if tokenizer.unknown_id in ids else len(ids)
 
 
 def _fitting_family(tokenizer: Tokenizer) -> str:

@@ -105,7 +105,7 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
 
 def _check_known(templates: Sequence[str], tokenizer: Tokenizer) -> None:
     """TaskError if a template has a word that the tokenizer does not know, as the bundled model's small one may not."""
-    unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+    unknown = tokenizer.unknown_id
     for template in templates:
         words = re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", template))
         if strangers := [word for word in words if unknown in tokenizer.added("a", f" {word}")]:
@@ -117,7 +117,7 @@ def _check_known(templates: Sequence[str], tokenizer: Tokenizer) -> None:
 
 def _two_token_years(tokenizer: Tokenizer, centuries: list[str]) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Per century the rests, 01 to 98, of its two-token years (01 is always among them), and the ids of 00 to 99."""
-    unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+    unknown = tokenizer.unknown_id
     # Behind a colon, where nothing merges: some years, such as 1700, are one token, but 00 is an answer all the same.
     added = {yy: tokenizer.added("at 12:", yy) for yy in YEARS}
     ids = {yy: tokens[0] for yy, tokens in added.items() if len(tokens) == 1 and tokens[0] != unknown}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,18 @@ def _halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _pocket(clean: str, corrupted: str, answer: str, wrong: str) -> Callable[[Path, Case], dict[str, object]]:
+    """A good pair of text for the bundled model, and behind it this one."""
+
+    def make(folder: Path, case: Case) -> dict[str, object]:
+        good = {"clean": "So Mary is", "corrupted": "So John is", "answers": [" she"], "wrong_answers": [" he"]}
+        pair = {"clean": clean, "corrupted": corrupted, "answers": [answer], "wrong_answers": [wrong]}
+        (folder / "p.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(pair)}\n")
+        return {"task__path": folder / "p.jsonl", "model": "pocket", "model__path": "null"}
+
+    return make
+
+
 GOOD = '{"clean": [1, 2], "corrupted": [3, 2]}\n'
 WRONG_FILES: dict[str, tuple[Callable[[Path, Case], dict[str, object]], list[str]]] = {
     "no file": (lambda folder, case: {"task__path": folder / "none.jsonl"}, ["task.path", "none.jsonl"]),
@@ -154,6 +167,18 @@ WRONG_FILES: dict[str, tuple[Callable[[Path, Case], dict[str, object]], list[str
     "both": (
         _text("p.jsonl", '{"clean": [1], "corrupted": [2], "answers": [3], "wrong_answers": [3]}\n'),
         ["p.jsonl line 1", "both an answer and a wrong answer"],
+    ),
+    "unknown answer": (
+        _pocket("So Mary is", "So John is", " zebra", " he"),
+        ["p.jsonl line 2", "the answer ' zebra' is not in the model's vocabulary"],
+    ),
+    "two unknown answers": (
+        _pocket("So Mary is", "So John is", " zebra", " giraffe"),
+        ["p.jsonl line 2", "the answer ' zebra' is not in the model's vocabulary"],
+    ),
+    "unknown word": (
+        _pocket("So Mary is", "So Zaphod is", " she", " he"),
+        ["p.jsonl line 2", "the word 'Zaphod' of the prompt 'So Zaphod is' is not in the model's vocabulary"],
     ),
     "no answers": (_text("p.jsonl", GOOD), ["metric=logit_diff needs answers", "kl_div"]),
     "foreign id": (_text("p.jsonl", '{"clean": [99], "corrupted": [1]}\n'), ["p.jsonl line 1", "99"]),

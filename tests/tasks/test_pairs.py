@@ -132,3 +132,19 @@ def test_unusable_files(tmp_path: Path) -> None:
     ]:
         with pytest.raises(AcdcError, match=message):
             build(settings, IDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "unknown"),
+    [
+        ("pocket", "So Mary is", None),
+        ("pocket", "So Zaphod, is", "Zaphod"),
+        ("pocket", "So <unk> is", None),  # written as it is
+        ("gpt2", "So Zaphod is", None),  # bytes cover every word
+        ("gpt2", "<|endoftext|>So Mary is", None),  # GPT-2's unknown token, written as it is
+    ],
+)
+def test_words_outside_the_vocabulary(
+    name: str, text: str, unknown: str | None, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(name).unknown_word(text) == unknown
