@@ -97,7 +97,7 @@ class Task:
 class TokenizedPair:
     """A pair as ids. `positions` are non-negative; `answers[i]` belong to `positions[i]`.
 
-    `corrupted` holds one or more partners, each as long as `clean`.
+    `corrupted` holds one or more partners, each as long as `clean`. `is_text`: whether all prompts were given as text.
     """
 
     clean: tuple[int, ...]
@@ -108,6 +108,7 @@ class TokenizedPair:
     subject: tuple[int, int] | None
     labels: dict[str, tuple[int, int]]
     where: str
+    is_text: bool
 
 
 class HuggingFaceTokenizer(Protocol):
@@ -261,6 +262,7 @@ def _tokenize_pair(pair: Pair, tokenizer: Tokenizer, where: str) -> TokenizedPai
         subject=None if pair.subject is None else _span(pair.subject, len(clean), f"{where}: subject"),
         labels={name: _span(at, len(clean), f"{where}: label {name!r}") for name, at in pair.labels.items()},
         where=where,
+        is_text=all(isinstance(prompt, str) for prompt in (pair.clean, *_partners(pair.corrupted))),
     )
 
 

@@ -97,6 +97,15 @@ def test_a_check_that_is_to_be_an_error_shows_the_pairs_first(
     assert not (here / "other").exists()
 
 
+def test_prompts_without_a_common_token_are_an_error(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pair = {"clean": "So Mary is", "corrupted": "the year 17", "answers": [" she"], "wrong_answers": [" he"]}
+    (here / "unlike.jsonl").write_text(json.dumps(pair) + "\n")
+    arguments = ["task=pairs", "task.path=unlike.jsonl", "task.check=error", "hydra.run.dir=out"]
+    said = "in 1 of 1 pairs fewer than 50% of the tokens stand at the same place in both prompts"
+    assert_refused(arguments, capfd, "task.check=error", said, "unlike.jsonl line 1")
+    assert not (here / "out").exists()
+
+
 def test_a_finished_check_is_not_done_again(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run([*case.arguments(job="check"), "hydra.run.dir=out"]) == 0
     before = contents(here / "out")

@@ -22,7 +22,7 @@ from acdc.evaluation.pair_check import Limits, PairCheck, PairRecord, check_pair
 from acdc.evaluation.pair_filter import FILTERS, apply_filter, limits_table
 from acdc.experiment import Experiment
 from acdc.report.html import write_page
-from acdc.report.pairs import console_table, pairs_section
+from acdc.report.pairs import console_table, pairs_section, summary
 from acdc.tasks.base import Pair, Task
 
 
@@ -105,6 +105,33 @@ def test_a_shifted_prompt_is_noticed(clean: list[int], corrupted: list[int], shi
     found = check([Pair(clean, corrupted)])
     assert found.records[0].shift == shift
     assert any("shifted" in line for line in found.problems()) is bool(shift)
+
+
+def test_prompts_of_another_structure_are_named(tmp_path: Path) -> None:
+    """Of three tokens the first pair shares two, the second one, the third none; token ids need to share none."""
+    path = make_checkpoint("gpt2", tmp_path, tokenizer=True)
+
+    def checked(pairs: list[Pair]) -> PairCheck:
+        return check_pairs(Experiment.build(str(path), Task("words", pairs, "kl_div")))
+
+    texts = [("the cat saw", "the dog saw"), ("the cat saw", "the dog heard"), ("the cat saw", "then dog heard")]
+    found = checked([Pair(*prompts, where=f"file line {i}") for i, prompts in enumerate(texts, 1)])
+    assert [record.where for record in found.unlike] == ["file line 2", "file line 3"]
+    (problem,) = (line for line in found.problems() if "structure" in line)
+    assert problem.startswith("in 2 of 3 pairs fewer than 50% of the tokens")
+    assert problem.endswith("(first: file line 2)")
+    rows = dict(summary(found))
+    assert (
+        rows["same length and structure"]
+        == "1 of 3 pairs; 0% or more of the tokens stand at the same place in both prompts"
+    )
+    assert (
+        rows["irregular pairs"]
+        == "2 have the clean prompt of an earlier pair; 2 have a corrupted prompt of another structure"
+    )
+    ids = checked([Pair([5, 2, 7], [9, 3, 8])])
+    assert not any("structure" in line for line in ids.problems())
+    assert dict(summary(ids))["same length and structure"].startswith("all pairs")
 
 
 @pytest.mark.parametrize(("kind", "before"), [("gpt2", True), ("bidirectional", False)])

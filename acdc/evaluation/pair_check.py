@@ -31,6 +31,7 @@ class Limits:
     accuracy: least share of pairs in which the model prefers the answer.
     left: largest share of the clean preference that a corrupted run may leave and still count as `weaker`.
     unchanged: largest share of corrupted prompts that may leave more than that.
+    equal: least share of equal tokens at the same place in prompts given as text.
     rank_factor: how many times rarer the tokens of one side may be, in the geometric mean.
     margin, differing: what the filters `confident` and `minimal` ask for (`pair_filter`) unless told otherwise.
     """
@@ -38,6 +39,7 @@ class Limits:
     accuracy: float = 0.8
     left: float = 0.5
     unchanged: float = 0.5
+    equal: float = 0.5
     rank_factor: float = 10.0
     margin: float = 0.1
     differing: int = 1
@@ -158,6 +160,12 @@ class PairCheck:
         return [swap for record in self.records for swap in record.swaps]
 
     @property
+    def unlike(self) -> list[PairRecord]:
+        """Prompts of another structure than their clean one: text with too few equal tokens at the same place. Token
+        ids need no structure: a compiled program's inputs have none."""
+        return [r for r in self.records if self.pairs[r.pair].is_text and r.equal_share < self.limits.equal]
+
+    @property
     def rank_factor(self) -> float | None:
         """How many times rarer the corrupted tokens are, in the geometric mean; None where no rank is known."""
         ratios = [swap.rank_ratio for swap in self.swaps if swap.rank_ratio is not None]
@@ -183,6 +191,7 @@ class PairCheck:
             "repeated_pairs": len({r.pair for r in self.records if r.repeats is not None}),
             "identical_prompts": len({r.pair for r in self.records if not r.swaps}),
             "shifted_prompts": len({r.pair for r in self.records if r.shift}),
+            "unlike_prompts": len({r.pair for r in self.unlike}),
             "rank_factor": self.rank_factor,
             "problems": len(self.problems()),
         }
@@ -317,6 +326,11 @@ def _problems(check: PairCheck) -> Iterator[str]:
         yield (
             f"in {count(shifted)} part of the corrupted prompt is shifted against the clean one, so positions do not"
             f" correspond (first: {shifted[0].where})"
+        )
+    if unlike := [r for r in check.unlike if not r.shift]:
+        yield (
+            f"in {count(unlike)} fewer than {limits.equal:.0%} of the tokens stand at the same place in both prompts,"
+            f" so they have not the same structure (first: {unlike[0].where})"
         )
     if before := [r for r in records if r.reads_before]:
         yield (

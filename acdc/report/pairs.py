@@ -44,7 +44,7 @@ def summary(check: PairCheck) -> list[tuple[str, str]]:
             ", ".join(f"{place} ({count})" for place, count in places[:MOST_PLACES])
             + f" and {len(places) - MOST_PLACES} more places" * (len(places) > MOST_PLACES),
         ),
-        ("irregular pairs", _irregular(records)),
+        ("irregular pairs", _irregular(check)),
         ("frequency of swapped tokens", _frequency(check)),
     ]
     if check.has_choice:
@@ -177,10 +177,11 @@ _REMARKS = {
 
 
 def _structure(check: PairCheck) -> str:
-    """Lengths are equal, or the pairs would have been refused; a moved stretch is another structure."""
-    shifted = len({record.pair for record in check.records if record.shift})
+    """Lengths are equal, or the pairs would have been refused; a moved stretch or hardly a common token is another
+    structure."""
+    others = len({record.pair for record in (*check.unlike, *(r for r in check.records if r.shift))})
     equal = min(record.equal_share for record in check.records)
-    same = "all" if not shifted else f"{len(check.pairs) - shifted} of {len(check.pairs)}"
+    same = "all" if not others else f"{len(check.pairs) - others} of {len(check.pairs)}"
     return f"{same} pairs; {equal:.0%} or more of the tokens stand at the same place in both prompts"
 
 
@@ -261,13 +262,15 @@ def _frequency(check: PairCheck) -> str:
     )
 
 
-def _irregular(records: Sequence[PairRecord]) -> str:
-    """How many pairs repeat, share a prompt or are shifted."""
+def _irregular(check: PairCheck) -> str:
+    """How many pairs repeat, share a prompt, are shifted or of another structure."""
+    records = check.records
     kinds = {
         "repeat an earlier pair": [r.pair for r in records if r.repeats is not None],
         "have the clean prompt of an earlier pair": [r.pair for r in records if r.same_clean is not None],
         "have the same clean and corrupted prompt": [r.pair for r in records if not r.swaps],
         "have a corrupted prompt that is shifted": [r.pair for r in records if r.shift],
+        "have a corrupted prompt of another structure": [r.pair for r in check.unlike],
         "are read before their first difference": [r.pair for r in records if r.reads_before],
     }
     return "; ".join(f"{len(set(pairs))} {kind}" for kind, pairs in kinds.items() if pairs) or "none"

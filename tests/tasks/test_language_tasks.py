@@ -51,6 +51,8 @@ def test_pairs_are_usable_distinct_and_seeded(name: str, corruption: str, tokeni
     assert task.name == name
     assert len(pairs) == 100 == len({(pair.clean, pair.corrupted) for pair in pairs})
     assert all(pair.clean not in pair.corrupted for pair in pairs)
+    equal = [sum(a == b for a, b in zip(p.clean, q, strict=True)) / len(q) for p in pairs for q in p.corrupted]
+    assert min(equal) >= 0.5  # the same structure
     assert all(all(pair.answers) and all(pair.wrong_answers) for pair in pairs)
     assert task.metric in task.thresholds
     assert build(name, tokenizer, corruption=corruption, size=100).pairs == task.pairs
