@@ -9,8 +9,9 @@ prompts are equally long, and by the task's labels where they are not (`correspo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +34,10 @@ class AblationSettings:
     scale: for noise, in standard deviations of that sender's clean output over the pairs, per position and dimension.
     draws: for noise, how many draws the metric is averaged over.
     seed: for noise.
+
+    Raises
+    ------
+    ConfigError: another name, a scale that is negative or not finite, no draw; an option of noise for something else.
     """
 
     name: str = "corrupted"
@@ -45,8 +50,14 @@ class AblationSettings:
             raise ConfigError(f"ablation={self.name} is not known: choose one of {', '.join(ABLATIONS)}")
         if self.draws < 1:
             raise ConfigError(f"ablation.draws={self.draws} is not allowed: give 1 or more")
-        if self.draws > 1 and self.name != "noise":
-            raise ConfigError(f"ablation.draws={self.draws} has no effect with ablation={self.name}: it is for noise")
+        if not 0 <= self.scale < math.inf:
+            raise ConfigError(f"ablation.scale={self.scale} is not allowed: give a finite number, 0 or more")
+        for option in fields(self)[1:]:
+            value = getattr(self, option.name)
+            if self.name != "noise" and value != option.default:
+                raise ConfigError(
+                    f"ablation.{option.name}={value} has no effect with ablation={self.name}: it is for noise"
+                )
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,11 @@ def test_noise_is_the_same_in_either_precision() -> None:
         ({"name": "patch"}, ", ".join(ABLATIONS)),
         ({"name": "noise", "draws": 0}, "draws=0"),
         ({"name": "mean", "draws": 2}, "draws=2"),
+        ({"name": "noise", "scale": -0.5}, "ablation.scale=-0.5 is not allowed: give a finite number, 0 or more"),
+        ({"name": "noise", "scale": float("inf")}, "ablation.scale=inf is not allowed"),
+        ({"name": "noise", "scale": float("nan")}, "ablation.scale=nan is not allowed"),
+        ({"name": "zero", "scale": 2.0}, "ablation.scale=2.0 has no effect with ablation=zero: it is for noise"),
+        ({"name": "corrupted", "seed": 1}, "ablation.seed=1 has no effect with ablation=corrupted: it is for noise"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings: dict, said: str) -> None:
