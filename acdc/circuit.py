@@ -67,6 +67,12 @@ class Circuit:
             mine = replace(mine, n_key_value_heads=theirs.n_key_value_heads)
         if mine != theirs:
             differing = [key for key, value in mine.as_dict().items() if value != theirs.as_dict()[key]]
+            if differing == ["split_embedding"]:
+                value = str(mine.split_embedding).lower()
+                raise FormatError(
+                    f"{name} was found with graph.split_embedding={value}, this is"
+                    f" {str(theirs.split_embedding).lower()}: set graph.split_embedding={value}, or leave it out"
+                )
             shapes = (", ".join(f"{key} {getattr(config, key)}" for key in differing) for config in (mine, theirs))
             raise FormatError(
                 f"{name} is a circuit of another model: it has {next(shapes)}, this model has {next(shapes)}; give the"

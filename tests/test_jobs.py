@@ -374,13 +374,21 @@ def test_the_spread_over_partners(case: Case, here: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_a_split_embedding_and_mibs_format(split: bool, case: Case, here: Path) -> None:
+def test_a_split_embedding_and_mibs_format(
+    split: bool, case: Case, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run([*case.arguments(graph__split_embedding=str(split).lower()), "hydra.run.dir=found"]) == 0
     assert (here / "found" / "circuit.mib.json").exists() is not split
-    assert ("circuit.mib.json was not written" in (here / "found" / "report.html").read_text()) is split
+    console, log = " ".join(capfd.readouterr().out.split()), (here / "found" / "run.log").read_text()
+    for told in (console, log, (here / "found" / "report.html").read_text()):
+        assert told.count("circuit.mib.json is not written") == split
     senders = set(Circuit.load(here / "found" / "circuit.json").graph.senders)
     assert ({"input.tok", "input.pos"} <= senders, "input" in senders) == (split, not split)
     assert evaluate(case, here / "found" / "circuit.json") == 0  # the embedding is as the file has it
+    has, given = str(split).lower(), str(not split).lower()
+    arguments = case.arguments(job="evaluate", circuit="found/circuit.json", graph__split_embedding=given)
+    said = f"was found with graph.split_embedding={has}, this is {given}: set graph.split_embedding={has}, or leave it"
+    assert_refused([*arguments, "hydra.run.dir=other"], capfd, "circuit.json", said)
 
 
 def test_every_two_partners_differ() -> None:

@@ -149,9 +149,7 @@ def _write_results(
     if prepared.check is not None:
         sections.append(pairs_section(prepared.check))
     circuit.save(folder / "circuit.json")
-    if circuit.graph.config.split_embedding:
-        notes.append("circuit.mib.json was not written: MIB's format knows one embedding, not token and position apart")
-    else:
+    if not circuit.graph.config.split_embedding:  # what MIB's format cannot say; `prepare` has told so
         write_mib_json(circuit, folder / "circuit.mib.json")
     write_graphml(circuit, folder / "circuit.graphml")
     _, warning = render_all(circuit, [folder / f"circuit.{kind}" for kind in ("dot", "svg", "png")])

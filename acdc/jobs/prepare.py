@@ -77,6 +77,8 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
         raise TaskError(f"task.check=error: {'; '.join(problems)}")
     check_tracker(settings.tracker)
     notes = [*experiment.notes, *_strangers(circuits, experiment), *problems]
+    if job == "discover" and experiment.graph.config.split_embedding:
+        notes.append("circuit.mib.json is not written: MIB's format knows one embedding, not token and position apart")
     return Prepared(settings, experiment, tuple(notes), check, circuits)
 
 
