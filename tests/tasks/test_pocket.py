@@ -64,11 +64,23 @@ def test_held_out_prompts_are_never_trained_on(splitter: train_pocket.WordSplitt
             assert names not in held_out_names
 
 
-@pytest.mark.parametrize("name", ["ioi", "greater_than", "gendered_pronoun", "induction"])
-def test_bundled_model_does_held_out_prompts(name: str, pocket: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "least"),  # pairs drawn, and how many of them at least were left out of training
+    [
+        ("ioi", 500, 40),
+        ("greater_than", 500, 30),
+        ("gendered_pronoun", 500, 30),
+        ("induction", 500, 40),
+        ("docstring", 500, 40),
+        ("factual_recall", 6000, 31),  # all there are
+        ("sentiment", 1500, 40),
+        ("subject_verb_agreement", 1000, 40),
+    ],
+)
+def test_bundled_model_does_held_out_prompts(name: str, size: int, least: int, pocket: Tokenizer) -> None:
     model = GPT2LMHeadModel.from_pretrained(POCKET).eval()
-    result = train_pocket.measure(model, name, pocket, seed=7, size=500)
-    assert result["prompts"] > 30
+    result = train_pocket.measure(model, name, pocket, seed=7, size=size)
+    assert result["prompts"] >= least
     assert result["accuracy"] >= 0.95
     assert result["probability"] >= 0.8
 
