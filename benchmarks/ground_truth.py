@@ -4,7 +4,7 @@ ACDC runs over the original's grid of thresholds (10^-5 … 10^-1, 21 of them) o
 with zero and corrupted ablation, L2 and projection edges, as the original did. Every sweep is held against the circuit
 derived from the weights, and against the published sets. Writes into DIR:
 
-    ground_truth.json   a row for each task, ablation, truth and rule: the area under the ROC curve over edges
+    ground_truth.json   a row for each task, prompts, ablation, truth and rule: the area under the ROC curve over edges
     details.json        every curve, and the further comparisons of docs/ground_truth.md
     ground_truth.md     the table of docs/ground_truth.md
     roc/*.svg           the curves
@@ -138,7 +138,7 @@ def write(found: list[tuple[Sweep, str, str, bool, Grade]], output: Path, consol
     texts.append(f"Made by `python -m benchmarks.ground_truth` ({machine}).\n")
     write_atomically(output / "ground_truth.md", "\n".join(texts))
     summary = [
-        {"task": s.task, "ablation": a, "truth": k, "rule": rule, "auc": g.edges.auc(rule)}
+        {"task": s.task, "prompts": s.prompts, "ablation": a, "truth": k, "rule": rule, "auc": g.edges.auc(rule)}
         for s, a, k, is_main, g in found
         if is_main
         for rule in RULES

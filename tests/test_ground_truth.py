@@ -18,6 +18,7 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.derive import derive_truth
+from acdc.evaluation.grading import known_circuits
 from acdc.evaluation.ground_truth import Truth, load_truth, names, published, published_for
 from acdc.evaluation.roc import Curve, Grade, Point, grade, plot_roc
 from acdc.graph import Edge, Graph, GraphConfig
@@ -140,10 +141,14 @@ def test_a_circuit_of_another_model_is_refused() -> None:
 
 def test_published_for_a_task_and_ablation() -> None:
     graph = Graph(GraphConfig(4, 1, 35, split_embedding=True))
-    for ablation, size in (("zero", 11), ("corrupted", 2), ("mean", 2)):
+    for ablation, size in (("zero", 11), ("corrupted", 2)):
         truth = published_for("tracr_reverse", ablation, graph)
         assert truth is not None
         assert len(truth.edges) == size
+    for ablation in ("mean", "noise"):  # the sets are runs of zero and of corrupted ablation
+        assert published_for("tracr_reverse", ablation, graph) is None
+        labels = known_circuits(experiment_of("tracr_reverse", ablation))[0].keys()
+        assert labels == {"derived", "published"}
     assert published_for("gate_or", "zero", graph) is None
 
 
@@ -169,6 +174,16 @@ GATE = "m0->logits a0.h0->m0 a0.h1->m0 input->a0.h0<v> input->a0.h1<v>"
         ("gate_or", "corrupted", {}, GATE),
         ("gate_and", "zero", {"inputs": "all"}, GATE),
         ("gate_and", "corrupted", {"corruption": "resample"}, GATE),
+        # The mean over the pairs and noise hide what is the same in every prompt, as corrupted prompts do.
+        ("tracr_reverse", "mean", {}, "a3.h0->logits input.tok->a3.h0<v>"),
+        ("tracr_reverse", "noise", {}, "a3.h0->logits input.tok->a3.h0<v>"),
+        ("tracr_proportion", "mean", {}, PROPORTION),
+        ("tracr_proportion", "noise", {}, PROPORTION),
+        ("gate_or", "mean", {}, GATE),
+        ("gate_and", "mean", {}, GATE),
+        ("gate_or", "noise", {}, ""),  # one pair has no spread, so noise is nothing
+        ("gate_and", "noise", {}, ""),
+        ("gate_or", "noise", {"inputs": "all"}, GATE),
     ],
 )
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-2])
@@ -196,7 +211,7 @@ def test_gates_against_every_circuit_there_is(name: str, options: dict[str, Any]
     assert len(minimal) == (2 if name == "gate_or" and not options else 1)
 
 
-@pytest.mark.parametrize("ablation", ["zero", "corrupted"])
+@pytest.mark.parametrize("ablation", ["zero", "corrupted", "mean", "noise"])
 @pytest.mark.parametrize("name", ["tracr_reverse", "tracr_proportion"])
 def test_a_derived_circuit_is_enough_and_has_nothing_to_spare(name: str, ablation: str) -> None:
     experiment = experiment_of(name, ablation)
@@ -378,7 +393,8 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ground_truth", "--output", str(tmp_path)])
     assert benchmark.main() == 0
     rows = json.loads((tmp_path / "ground_truth.json").read_text())
-    assert all(set(row) == {"task", "ablation", "truth", "rule", "auc"} for row in rows)
+    assert all(set(row) == {"task", "prompts", "ablation", "truth", "rule", "auc"} for row in rows)
+    assert {row["prompts"] for row in rows} == {"default"}
     areas = {tuple(row[key] for key in ("task", "ablation", "truth", "rule")): row["auc"] for row in rows}
     assert len(areas) == len(rows)
     assert areas["tracr_reverse", "zero", "published", "pessimistic"] == pytest.approx(1.0)

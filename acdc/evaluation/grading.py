@@ -90,8 +90,9 @@ def known_circuits(
         truths["derived"] = derive_truth(experiment, projection_edges)
     except ConfigError as error:
         absent.append(str(error))
-    # The resample set is one of corrupted prompts; the other one, of zero ablation, stands beside it.
-    wanted = {"published": task, "published_resample": f"{task}_resample" if experiment.ablation.name != "zero" else ""}
+    # The resample set is one of corrupted ablation and no other; that of zero ablation stands beside it.
+    resample = f"{task}_resample" if experiment.ablation.name == "corrupted" else ""
+    wanted = {"published": task, "published_resample": resample}
     wanted = {label: name for label, name in wanted.items() if name in names()}
     for label, name in wanted.items():
         try:

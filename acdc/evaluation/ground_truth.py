@@ -51,7 +51,7 @@ class Truth:
 
 
 def names() -> list[str]:
-    """Every published circuit; those with `_resample` are of that ablation, the other tracr sets of zero ablation."""
+    """Every published circuit; those with `_resample` are of corrupted ablation, other tracr sets of zero."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
@@ -92,9 +92,11 @@ def published(name: str, graph: Graph | None = None) -> Truth:
 
 
 def published_for(task: str, ablation: str, graph: Graph) -> Truth | None:
-    """The published circuit for a task, or None: for the tracr tasks that of the ablation."""
-    name = f"{task}_resample" if ablation != "zero" and f"{task}_resample" in names() else task
-    return published(name, graph) if name in names() else None
+    """The published circuit for a task, or None: for the tracr tasks that of the ablation, zero or corrupted."""
+    known, name = names(), task
+    if f"{task}_resample" in known:
+        name = {"zero": task, "corrupted": f"{task}_resample"}.get(ablation, "")
+    return published(name, graph) if name in known else None
 
 
 def _shape(config: GraphConfig) -> tuple[int | bool, ...]:
