@@ -11,6 +11,9 @@ Corruptions: `random` has other argument names in the definition and others agai
 "random_random", used by Conmy et al. 2023); `random_answer` has another name in the place of the answer only;
 `random_doc` has other names in the docstring only, so that nothing says which argument was last.
 
+There is one family of templates, the pattern of the paper's code prompts, whose positions its circuit is stated in
+(`B_def+1` is the token behind the second argument of the definition); `documented` varies how long it is.
+
 The metric is the logit difference, as in the original; it swept it over 1e-4 … 1. On KL, 0.01 gave it the published
 circuit of 130 edges, with nine in ten of those found by hand.
 """
@@ -76,12 +79,13 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
             names = rng.sample(unused, len(corrupted_slots))
             return fill(template, words | dict(zip(corrupted_slots, names, strict=True))).text
 
+        at = {slot: clean.last(slot, tokenizer) for slot in in_definition + in_docstring}
         return Pair(
             clean.text,
             partners(settings, fill(template, words | others).text, another),
             answers=[f" {words[f'{asked}_def']}"],
             wrong_answers=[f" {words[slot]}" for slot in (*in_definition[:-1], "rest")],
-            labels={slot: clean.last(slot, tokenizer) for slot in in_definition + in_docstring} | {"end": -1},
+            labels={**at, "B_def+1": at["B_def"] + 1, "end": -1},
         )
 
     return Task(

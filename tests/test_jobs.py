@@ -21,6 +21,7 @@ from acdc.evaluation.grading import grade_all
 from acdc.evaluation.ground_truth import published
 from acdc.formats.mib import write_mib_json
 from acdc.formats.reading import read_circuit
+from acdc.report.grades import grades_section
 from acdc.tasks.base import Pair, Task
 
 
@@ -259,6 +260,9 @@ def test_a_published_circuit_is_graded_by_mibs_file(here: Path) -> None:
     assert graded.rates("less")["edges_recall"] == pytest.approx(len(less) / 24)
     assert graded.rates("less")["edges_precision"] == 1
     assert len(graded.missed("less")) == 24 - len(less)
+    page = " ".join(grades_section([graded], [], []).html.split())
+    assert "published: the positions at which 23 edges read" in page  # of input->a2.h0<k> it is not known
+    assert re.search(r"B_def\+1</td>\s*<td[^>]*><code>a1\.h4-&gt;a2\.h0&lt;v&gt;</code></td>", page)
 
 
 def test_a_truth_of_ones_own(case: Case, here: Path) -> None:

@@ -118,7 +118,7 @@ def grades_section(graded: Sequence[Graded], absent: Sequence[str], plots: Seque
         " trapezoid: the usual rule, points are joined by straight lines. Both begin at the empty and end at the whole"
         " graph.</p>"
         + "".join(image(path, f"ROC curves over {path.stem.partition('_')[2]}") for path in plots)
-        + "".join(_differences(result) for result in graded)
+        + "".join(_differences(result) + _positions(result) for result in graded)
         + f"<h3>Where the known circuits are from</h3><ul>{sources}</ul>{not_there}"
     )
     return Section("Against known circuits", html)
@@ -165,6 +165,24 @@ def _differences(result: Graded) -> str:
             summary = f"{escape(result.label)}: {len(edges):,} edges {title}"
             text += f"<details><summary>{summary}</summary><p>{shown}{more}</p></details>"
     return text
+
+
+def _positions(result: Graded) -> str:
+    """Which edges of a known circuit read at which labels of the prompt, where that is known."""
+    at: dict[str, list[str]] = {}
+    for edge, labels in result.truth.positions.items():
+        at.setdefault(", ".join(labels), []).append(f"<code>{escape(str(edge))}</code>")
+    if not at:
+        return ""
+    summary = f"{escape(result.label)}: the positions at which {len(result.truth.positions):,} edges read"
+    rows = [
+        [
+            escape(labels),
+            ", ".join(edges[:MOST_EDGES]) + f" and {len(edges) - MOST_EDGES:,} more" * (len(edges) > MOST_EDGES),
+        ]
+        for labels, edges in sorted(at.items())
+    ]
+    return f"<details><summary>{summary}</summary>{table(['positions', 'edges'], rows)}</details>"
 
 
 def _faithfulness_header(results: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:

@@ -281,6 +281,7 @@ def test_docstring_corruptions(
         )
         assert (signature != other_signature) == signature_changes
         assert (docs != other_docs) == docstring_changes
+        assert words_at(pair, pocket)["B_def+1"] == ","
         answer = pair.answers[0].strip()
         assert (f" {answer}," in other_signature) == (not signature_changes)
 
