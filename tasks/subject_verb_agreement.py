@@ -2,9 +2,11 @@
 
     clean      The key near the cabinets    → is, was, has, not are, were, have
     corrupted  The keys near the cabinets   (number)
+               The dogs near the cabinets   (other_noun)
 
 Corruptions: `number` has the subject in the other number, so the answer flips; `both` the subject and the second
-noun. The second noun's number is random unless `attractor` says that it is always the `opposite` or the `same` as the
+noun; `other_noun` another subject in the other number, of which a prompt can have several (`task.partners`). The second
+noun's number is random unless `attractor` says that it is always the `opposite` or the `same` as the
 subject's.
 
 The metric is the logit difference, mean of the right forms minus mean of the wrong ones. Conmy et al. 2023 did not
@@ -20,7 +22,7 @@ from acdc.errors import TaskError
 from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
-CORRUPTIONS = ("number", "both")
+CORRUPTIONS = ("number", "both", "other_noun")
 ATTRACTORS = ("mixed", "opposite", "same")
 TEMPLATES = (
     "The {subject} near the {attractor}",
@@ -53,10 +55,12 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
     pairs_of_forms = [noun.split() for noun in NOUNS.split(",")]
     known = set(tokenizer.words([form for forms in pairs_of_forms for form in forms], "nouns", notes))
     nouns = [forms for forms in pairs_of_forms if known.issuperset(forms)]
-    if len(nouns) < 2:
+    needed = 3 if settings.corruption == "other_noun" else 2
+    if len(nouns) < needed:
         raise TaskError(
-            "the model's tokenizer knows fewer than two of subject_verb_agreement's nouns in both numbers: choose"
-            " another task or model, or write pairs of your own (task=pairs)"
+            f"the model's tokenizer knows {len(nouns)} of subject_verb_agreement's nouns in both numbers, and"
+            f" task.corruption={settings.corruption} needs {needed}: choose another task or model, or write pairs of"
+            " your own (task=pairs)"
         )
     rng = random.Random(settings.seed)
 
@@ -66,12 +70,17 @@ def build(settings: Settings, tokenizer: Tokenizer) -> Task:
         number = rng.randrange(2)
         other = {"mixed": rng.randrange(2), "opposite": 1 - number, "same": number}[settings.attractor]
         clean = fill(template, {"subject": subject[number], "attractor": attractor[other]})
-        changed = other if settings.corruption == "number" else 1 - other
-        corrupted = fill(template, {"subject": subject[1 - number], "attractor": attractor[changed]})
+        changed = 1 - other if settings.corruption == "both" else other
+        strangers = [noun for noun in nouns if noun not in (subject, attractor)]
+
+        def corrupted() -> str:
+            noun = rng.choice(strangers) if settings.corruption == "other_noun" else subject
+            return fill(template, {"subject": noun[1 - number], "attractor": attractor[changed]}).text
+
         at = clean.span("subject", tokenizer)
         return Pair(
             clean.text,
-            partners(settings, corrupted.text, lambda: corrupted.text),
+            partners(settings, corrupted(), corrupted),
             answers=[f" {verb}" for verb in VERBS[number]],
             wrong_answers=[f" {verb}" for verb in VERBS[1 - number]],
             subject=at,

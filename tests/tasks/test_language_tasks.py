@@ -24,7 +24,7 @@ CORRUPTIONS = {
     "docstring": ("random", "random_answer", "random_doc"),
     "factual_recall": ("other_subject", "neutral"),
     "sentiment": ("opposite", "neutral"),
-    "subject_verb_agreement": ("number", "both"),
+    "subject_verb_agreement": ("number", "both", "other_noun"),
 }
 EVERY_CORRUPTION = [(task, corruption) for task, corruptions in CORRUPTIONS.items() for corruption in corruptions]
 
@@ -327,7 +327,7 @@ def is_plural(noun: str) -> bool:
 
 
 @pytest.mark.parametrize("attractor", ["opposite", "same"])
-@pytest.mark.parametrize("corruption", ["number", "both"])
+@pytest.mark.parametrize("corruption", ["number", "both", "other_noun"])
 def test_verb_agrees_with_the_subject(attractor: str, corruption: str, tokenizer: Tokenizer) -> None:
     settings = {"attractor": attractor, "corruption": corruption, "size": 80}
     for pair in build("subject_verb_agreement", tokenizer, **settings).pairs:
@@ -338,7 +338,24 @@ def test_verb_agrees_with_the_subject(attractor: str, corruption: str, tokenizer
         assert (is_plural(places["attractor"]) == plural) == (attractor == "same")
         corrupted = words_at(Pair(pair.corrupted, pair.clean, labels=pair.labels), tokenizer)
         assert is_plural(corrupted["subject"]) != plural
-        assert (corrupted["attractor"] == places["attractor"]) == (corruption == "number")
+        assert (corrupted["attractor"] == places["attractor"]) == (corruption != "both")
+        same_noun = corrupted["subject"].removesuffix("s") == places["subject"].removesuffix("s")
+        assert same_noun == (corruption != "other_noun")
+
+
+def test_several_subjects_in_the_other_number(tokenizer: Tokenizer) -> None:
+    task = build("subject_verb_agreement", tokenizer, corruption="other_noun", partners=5, size=30)
+    for pair in task.pairs:
+        clean = words_at(pair, tokenizer)
+        turned = [words_at(Pair(prompt, pair.clean, labels=pair.labels), tokenizer) for prompt in pair.corrupted]
+        subjects = {words["subject"] for words in turned}
+        assert len(subjects) == 5
+        assert {is_plural(subject) for subject in subjects} == {not is_plural(clean["subject"])}
+        assert {words["attractor"] for words in turned} == {clean["attractor"]}
+        ours = {clean[place].removesuffix("s") for place in ("subject", "attractor")}
+        assert not ours & {subject.removesuffix("s") for subject in subjects}
+    with pytest.raises(ConfigError, match=r"task\.partners=2, but with task\.corruption=number .* can have only 1"):
+        build("subject_verb_agreement", tokenizer, partners=2)
 
 
 def test_bos_in_front_moves_the_labels(stories_folder: Path) -> None:
