@@ -33,8 +33,8 @@ class TaskSettings:
     check: what happens when the pairs look unsuitable for the model: `error`, `warn` or `off`. Pairs that cannot be
         used at all (unequal lengths, an answer of two tokens) always stop the run.
     filter: which pairs are kept, one or several of `acdc.evaluation.pair_filter.FILTERS`; empty keeps all.
-    frequencies: a JSON file of counts, token to count, by which the check ranks swapped tokens; None takes the order of
-        the tokenizer's vocabulary.
+    frequencies: a JSON file of counts, token to count, by which the check ranks swapped tokens; None takes the counts
+        that the bundled model has of its own, and the order of the tokenizer's vocabulary for any other.
     """
 
     name: str = ""

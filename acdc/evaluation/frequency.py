@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import ConfigError, FormatError
+from acdc.model.load import BUNDLED
+from acdc.model.parts import LanguageModel
 
 # A vocabulary in which so many neighbours stand in alphabetical order was sorted by the alphabet, not by frequency.
 ALPHABETICAL = 0.9
@@ -27,6 +29,14 @@ class Frequencies:
 
     def rank(self, token: int) -> int | None:
         return self.ranks.get(token)
+
+    @classmethod
+    def of_model(cls, model: LanguageModel) -> Frequencies | None:
+        """Ranks by the counts beside a bundled model, where it has some; else by its tokenizer's order."""
+        counts = BUNDLED.get(model.name, Path()) / "counts.json"
+        if model.name not in BUNDLED or not counts.is_file():
+            return cls.of_tokenizer(model.tokenizer)
+        return replace(cls.read(counts, model.tokenizer), source="the bundled model's training prompts")
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Any) -> Frequencies | None:

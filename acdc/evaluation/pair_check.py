@@ -217,11 +217,11 @@ def check_pairs(
 
     Parameters
     ----------
-    frequencies: how frequent tokens are; None takes the order of the tokenizer's vocabulary, where it says so.
+    frequencies: how frequent tokens are; None takes what is known of the model (`Frequencies.of_model`).
     """
     limits = limits or Limits()
     model, pairs = experiment.model, experiment.pairs
-    frequencies = frequencies or Frequencies.of_tokenizer(model.tokenizer)
+    frequencies = frequencies or Frequencies.of_model(model)
     first_of: dict[Any, int] = {}
     records = []
     runs = iter(preferences(experiment))

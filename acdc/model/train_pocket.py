@@ -17,6 +17,7 @@ import random
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import acdc.tasks
-from acdc.files import write_atomically
+from acdc.files import write_atomically, write_json
 from acdc.tasks.base import Task, TokenizedPair, Tokenizer, tokenize_pairs
 
 PATTERN = r"\d{2}|\w+|[^\w\s]"  # two digits, a word, or one punctuation mark; spaces only separate
@@ -154,6 +155,24 @@ def draw_examples(name: str, n_steps: int, seed: int, tokenizer: Tokenizer) -> I
         yield rng.sample(examples, recipe.batch)
 
 
+def count_words(vocabulary: dict[str, int], seed: int) -> dict[str, int]:
+    """How often each word occurs in the prompts of the first round of training; 0 for one that only answers or
+    corrupted prompts have."""
+    tokenizer = Tokenizer(WordSplitter(vocabulary), len(vocabulary))  # type: ignore[arg-type]
+    counts = Counter(
+        token
+        for name in RECIPES
+        for batch in draw_examples(name, STEPS_A_ROUND, _round_seed(seed, 0), tokenizer)
+        for example in batch
+        for token in example.ids
+    )
+    return {word: counts[token] for word, token in vocabulary.items() if word != UNKNOWN}
+
+
+def _round_seed(seed: int, round_: int) -> int:
+    return seed * 1_000_003 + 1 + round_
+
+
 def task_loss(model: GPT2LMHeadModel, batch: list[Example]) -> Tensor:
     """Cross-entropy at the answer positions; several right answers are expected equally often."""
     rows = [i for i, example in enumerate(batch) for _ in example.positions]
@@ -192,7 +211,7 @@ def train(vocabulary: dict[str, int], steps: int, seed: int, folder: Path, conso
         bar = progress.add_task("training", total=steps)
         for step in range(steps):
             if step % STEPS_A_ROUND == 0:
-                round_seed = seed * 1_000_003 + 1 + step // STEPS_A_ROUND
+                round_seed = _round_seed(seed, step // STEPS_A_ROUND)
                 batches = {name: draw_examples(name, STEPS_A_ROUND, round_seed, tokenizer) for name in RECIPES}
             losses = {}
             for name in RECIPES:
@@ -257,7 +276,8 @@ def write_readme(folder: Path, rows: dict[str, dict[str, float]], command: str, 
 
 A GPT-2 of {LAYERS} layers, {HEADS} heads and width {WIDTH} with {words} words, {size:.1f} MB, that does every language
 task of this project. It is a Hugging Face checkpoint folder; its tokenizer has one token for a word, two digits or a
-punctuation mark, and adds no special tokens.
+punctuation mark, and adds no special tokens. `counts.json` says how often each word occurs in the prompts of the first
+round of training.
 
 Made by `{command}` in {minutes:.0f} minutes ({threads} threads, {platform.machine()}, torch {torch.__version__}).
 
@@ -290,6 +310,7 @@ def main() -> None:
     model = train(vocabulary, arguments.steps, arguments.seed, arguments.output, console)
     minutes = (time.monotonic() - start) / 60
     save(model, vocabulary, arguments.output)
+    write_json(arguments.output / "counts.json", count_words(vocabulary, arguments.seed))
     reloaded = GPT2LMHeadModel.from_pretrained(arguments.output).eval()
     tokenizer = Tokenizer(PreTrainedTokenizerFast.from_pretrained(arguments.output), len(vocabulary))
     rows = {name: measure(reloaded, name, tokenizer, arguments.seed) for name in RECIPES}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from acdc import Experiment
+from acdc.evaluation.pair_check import check_pairs
 from acdc.model import train_pocket
 from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES
 from acdc.tasks.base import Tokenizer
@@ -45,6 +47,36 @@ def test_training_splits_words_as_the_saved_tokenizer(pocket: Tokenizer, splitte
 def test_vocabulary_is_that_of_the_bundled_model(splitter: train_pocket.WordSplitter) -> None:
     saved = json.loads((POCKET / "tokenizer.json").read_text())["model"]["vocab"]
     assert splitter.ids == saved
+
+
+def test_word_counts_are_those_of_the_training_prompts(pocket: Tokenizer, splitter: train_pocket.WordSplitter) -> None:
+    """Counted again in the prompts as text; the committed file is what the function gives."""
+    committed = json.loads((POCKET / "counts.json").read_text())
+    assert train_pocket.count_words(splitter.ids, seed=0) == committed
+    tokenizer = Tokenizer(splitter, len(splitter.ids))  # type: ignore[arg-type]
+    text, prompts = "", 0
+    for name, recipe in train_pocket.RECIPES.items():
+        batches = list(train_pocket.draw_examples(name, train_pocket.STEPS_A_ROUND, 1, tokenizer))
+        assert {len(batch) for batch in batches} == {recipe.batch}
+        prompts += sum(map(len, batches))
+        text += "".join(f"{pocket.decode(list(example.ids))} " for batch in batches for example in batch)
+    words = text.split(" ")[:-1]
+    assert {word: words.count(word) for word in committed} == committed
+    assert len(words) == sum(committed.values())
+    assert prompts == 10_800
+
+
+def test_swapped_words_are_ranked_by_those_counts() -> None:
+    committed = json.loads((POCKET / "counts.json").read_text())
+    experiment = Experiment.build("pocket", "gendered_pronoun", size=8)
+    found = check_pairs(experiment)
+    assert found.swaps
+    for swap in found.swaps:
+        for token, rank in ((swap.clean, swap.clean_rank), (swap.corrupted, swap.corrupted_rank)):
+            count = committed[experiment.model.tokenizer.decode([token])]
+            assert rank == 1 + sum(other > count for other in committed.values())
+    assert found.frequencies is not None
+    assert found.frequencies.source == "the bundled model's training prompts"
 
 
 def test_held_out_prompts_are_never_trained_on(splitter: train_pocket.WordSplitter) -> None:
