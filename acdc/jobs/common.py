@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import acdc
 from acdc.errors import AcdcError
@@ -69,6 +70,22 @@ def config_yaml(prepared: Prepared) -> str:
     from yaml import safe_dump
 
     return safe_dump(dict(prepared.settings.config), sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def progress_bar(console: Console, doing: str, units: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar where the console is a terminal; yields what is told how many units are done, and of how many."""
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{units}, to go"),
+        TimeRemainingColumn(),
+    )
+    quiet = console.quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`job=patch`: what every site of the model does to the metric when it gets its value from the other run."""
+"""`patch=activation`: what every site does to the metric when it gets its value from the other run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, do_in_one_go
+from acdc.jobs.common import Outcome, config_yaml, progress_bar
 from acdc.jobs.prepare import Prepared
 from acdc.patching import activation
 from acdc.patching.result import CLASSES, Patched
@@ -21,42 +20,17 @@ from acdc.report.html import configuration, notes_section, number, write_page
 from acdc.report.maps import draw_classes, draw_map
 from acdc.report.pairs import pairs_section
 from acdc.report.patching import classes_section, maps_section, sites_section, sites_table
-from acdc.tracking import say
 
 
-def run(prepared: Prepared, folder: Path, console: Console) -> None:
-    """Patch the chosen sites; write `patch.csv`, `patch.npz`, the maps and `report.html` into an existing folder."""
-
-    def work() -> Outcome:
-        start = time.monotonic()
-        patched = _patch(prepared, console)
-        seconds = time.monotonic() - start
-        console.print(sites_table(patched))
-        files = _write(patched, prepared, folder)
-        return {**_metrics(patched), "seconds": round(seconds, 3)}, files
-
-    do_in_one_go(prepared, folder, console, work)
-    for name in ("patch.csv", "report.html"):
-        say(console, f"{name.partition('.')[0]:<20} {folder / name}")
-
-
-def _patch(prepared: Prepared, console: Console) -> Patched:
-    """The sweep, with a bar where the console is a terminal."""
-    columns = (
-        TextColumn("patching"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("sites, to go"),
-        TimeRemainingColumn(),
-    )
-    quiet = console.quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        return activation.patch(
-            prepared.experiment,
-            prepared.settings.patch,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+def work(prepared: Prepared, folder: Path, console: Console) -> Outcome:
+    """Patch the chosen sites; write `patch.csv`, `patch.npz`, the maps and `report.html`."""
+    start = time.monotonic()
+    with progress_bar(console, "patching", "sites") as progress:
+        patched = activation.patch(prepared.experiment, prepared.settings.patch, progress)
+    seconds = time.monotonic() - start
+    console.print(sites_table(patched))
+    files = _write(patched, prepared, folder)
+    return {**_metrics(patched), "seconds": round(seconds, 3)}, files
 
 
 def _metrics(patched: Patched) -> dict[str, Any]:
