@@ -1,6 +1,7 @@
 """The journal of a run: what a killed run resumes from.
 
-`decisions.jsonl` holds one line a tested edge; `run.json` what is known about the run as a whole.
+`decisions.jsonl` holds one line a tested edge; `run.json` what is known about the run as a whole; `state.safetensors`,
+while it runs, the state of a method that makes no decisions.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acdc.errors import RunError
-from acdc.files import write_json
+from acdc.files import write_atomically, write_json
 from acdc.graph import Edge, Graph
 
-if TYPE_CHECKING:  # brings torch, which a look at a finished run does not need
+if TYPE_CHECKING:  # bring torch, which a look at a finished run does not need
+    from torch import Tensor
+
     from acdc.discovery.base import Decision
 
 DECISIONS = "decisions.jsonl"
 STATE = "run.json"
+TENSORS = "state.safetensors"
 
 
 class Journal:
@@ -93,6 +98,9 @@ class Journal:
     def replayed(self, decision: Decision, remaining: int) -> None:
         return
 
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        return
+
     def close(self) -> None:
         self._file.close()
 
@@ -131,3 +139,36 @@ class RunState:
     def update(self, **values: Any) -> None:
         self.values.update(values)
         write_json(self.path, self.values)
+
+
+class TensorStore:
+    """`state.safetensors` of a run's folder; a `Store`.
+
+    Raises
+    ------
+    RunError: the file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / TENSORS
+
+    def load(self) -> dict[str, Tensor]:
+        from safetensors.torch import load
+
+        try:
+            return load(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # safetensors has several, for what is wrong with a file
+            raise RunError(f"{self.path} is damaged and the run cannot be resumed: {error}") from error
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        write_atomically(
+            self.path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        )
+
+    def remove(self) -> None:
+        """The run is finished: its state is of no use any more."""
+        self.path.unlink(missing_ok=True)

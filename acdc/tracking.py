@@ -83,6 +83,10 @@ class Watchers:
         for observer in self.observers:
             observer.replayed(decision, remaining)
 
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        for observer in self.observers:
+            observer.progressed(done, total, values)
+
 
 def say(console: Console, text: object) -> None:
     """Print a line as it is: no markup, no colours, and not cut where the terminal ends."""
@@ -90,7 +94,8 @@ def say(console: Console, text: object) -> None:
 
 
 class ConsoleTracker:
-    """A live line: receiver at hand, edges tested, kept and left, metric, time to go.
+    """A live line: receiver at hand, edges tested, kept and left, metric, time to go; or, of a method that makes no
+    decisions, how far it is.
 
     Where the console is no terminal, a plain line now and then instead.
     """
@@ -105,8 +110,7 @@ class ConsoleTracker:
         self.progress = Progress(
             TextColumn("{task.fields[receiver]:<10}", style="bold", markup=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
-            TextColumn("{task.fields[tested]} tested {task.fields[kept]} kept {task.fields[left]} left"),
-            TextColumn(f"{metric} {{task.fields[value]:.4g}}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TextColumn("to go"),
             TimeRemainingColumn(),
             console=console,
@@ -116,33 +120,42 @@ class ConsoleTracker:
         )
 
     def started(self, graph: Graph, metric: float) -> None:
-        self.value, total = metric, len(graph)
-        self.task = self.progress.add_task(
-            "edges", total=total, receiver="logits", tested=0, kept=0, left=total, value=metric
-        )
+        self.value, self.total = metric, len(graph)
+        self.task = self.progress.add_task("edges", total=self.total, receiver="", text="")
         self.progress.start()
 
     def receiver(self, name: str, remaining: int) -> None:
         self._show(remaining, receiver=name)
-        if self.progress.disable and time.monotonic() - self.last_line > self.SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
-            counts = f"{self.tested} tested, {self.kept} kept, {remaining + self.kept} left"
-            say(self.console, f"{name}: {counts}, {self.metric} {self.value:.4g}")
+        self._line(f"{name}: {self._text(remaining)}")
 
     def decided(self, decision: Decision, remaining: int) -> None:
         self.tested += 1
         self.kept += decision.kept
         self.value = decision.metric
-        self._show(remaining, tested=self.tested, kept=self.kept, value=decision.metric)
+        self._show(remaining)
 
     replayed = decided
 
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        text = " ".join([f"{done} of {total}", *(f"{name} {value:.4g}" for name, value in values.items())])
+        self.progress.update(self.task, completed=done, total=total, text=text)
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self.progress.disable and time.monotonic() - self.last_line > self.SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            say(self.console, text)
+
+    def _text(self, remaining: int) -> str:
+        left = remaining + self.kept
+        return f"{self.tested} tested {self.kept} kept {left} left {self.metric} {self.value:.4g}"
+
     def _show(self, remaining: int, **fields: Any) -> None:
-        total = self.progress.tasks[self.task].total or 0
-        self.progress.update(self.task, completed=total - remaining, left=remaining + self.kept, **fields)
+        self.progress.update(self.task, completed=self.total - remaining, text=self._text(remaining), **fields)
 
     def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-        self._show(0)  # the last edges may have gone untested
+        if self.tested:
+            self._show(0)  # the last edges may have gone untested
 
     def closed(self, failed: bool) -> None:
         self.progress.stop()
@@ -180,7 +193,7 @@ class WandbTracker:
         import wandb  # imported only where it is asked for
 
         self.every = settings.every
-        self.tested = self.kept = 0
+        self.tested = self.kept = self.done = 0
         try:
             self.run = wandb.init(
                 project=settings.project,
@@ -216,6 +229,14 @@ class WandbTracker:
         self.tested += 1
         self.kept += decision.kept
 
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        if values and (done % self.every == 0 or done == total):
+            if not self.done:
+                for name in values:
+                    self.run.define_metric(name, step_metric="done")
+            self.done = done
+            self.run.log({"done": done, **values}, step=done)
+
     def _log(self, step: int, **point: Any) -> None:
         # The step is given, so that a resumed run goes on behind the points it has.
         self.run.log({"tested": self.tested, **point}, step=step)
@@ -230,7 +251,7 @@ class WandbTracker:
             images = {name.removesuffix(".png"): wandb.Image(str(path)) for name, path in pictures.items()}
             if "circuit" in images:
                 images["picture"] = images.pop("circuit")
-            self._log(self.tested + 1, **images)
+            self._log(max(self.tested, self.done) + 1, **images)
         kind = "circuit" if "circuit.json" in files else "results"
         artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind, metadata=dict(summary))
         for path in files.values():

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from acdc.discovery.base import Decision
 from acdc.errors import RunError
 from acdc.files import write_atomically, write_json
 from acdc.graph import Edge
-from acdc.journal import Journal, RunState
+from acdc.journal import Journal, RunState, TensorStore
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 DECISIONS = st.builds(
@@ -106,3 +107,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         write_atomically(path, "new")
     assert json.loads(path.read_text()) == {"τ": 1.5}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_outlive_the_run(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path)
+    assert store.load() == {}
+    store.save({"scores": torch.arange(6.0).reshape(2, 3).T, "done": torch.tensor(4)})
+    again = TensorStore(tmp_path).load()
+    assert again["scores"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert int(again["done"]) == 4
+    store.path.write_bytes(store.path.read_bytes()[:20])
+    with pytest.raises(RunError, match="damaged"):
+        store.load()
+    store.remove()
+    assert list(tmp_path.iterdir()) == []

@@ -51,12 +51,26 @@ def test_a_terminal_shows_everything_in_80_columns() -> None:
     assert "to go" in text
 
 
+def test_a_method_without_decisions_shows_how_far_it_is() -> None:
+    for terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=terminal, color_system=None, width=80, legacy_windows=False)
+        tracker = ConsoleTracker(console, "logit_diff")
+        tracker.SECONDS_BETWEEN_LINES = 0.0
+        tracker.started(GPT2, 3.2)
+        tracker.progressed(30, 3000, {"loss": 0.12345})
+        tracker.progress.refresh()
+        tracker.finished({}, {})
+        tracker.closed(False)
+        assert "30 of 3000 loss 0.1235" in screen.getvalue()
+
+
 def test_no_terminal_gets_plain_lines() -> None:
     screen = io.StringIO()
     watch(Console(file=screen, width=80))
     assert screen.getvalue().splitlines() == [
-        "a11.h11<q>: 1 tested, 1 kept, 32491 left, logit_diff 3.142",
-        "a0.h0<q>: 3 tested, 2 kept, 12 left, logit_diff 3.142",
+        "a11.h11<q>: 1 tested 1 kept 32491 left logit_diff 3.142",
+        "a0.h0<q>: 3 tested 2 kept 12 left logit_diff 3.142",
     ]
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer
+from acdc.discovery.base import Decision, Observer, Store
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
@@ -28,6 +28,7 @@ def discover(
     method: str | Any = "acdc",
     observer: Observer | None = None,
     replay: Sequence[Decision] = (),
+    store: Store | None = None,
     **options: Any,
 ) -> Circuit:
     """Find a circuit.
@@ -35,7 +36,8 @@ def discover(
     Parameters
     ----------
     method: a name, with the method's options as keywords (`threshold=0.03`), or its `Settings`.
-    observer: is told of every decision. replay: decisions of an interrupted run.
+    observer: is told of every decision. replay: decisions of an interrupted run. store: where a method that makes no
+        decisions keeps its state, and finds that of an interrupted run.
     """
     if isinstance(method, str):
         known = load(method).Settings
@@ -49,5 +51,5 @@ def discover(
         )
     else:
         settings = method
-    circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay)
+    circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay, store)
     return circuit

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, NoObserver, Observer
+from acdc.discovery.base import Decision, NoObserver, Observer, Store
 from acdc.discovery.near_ties import NearTies, rounding_unit
 from acdc.engine.full import FullEngine
 from acdc.engine.lookahead import Lookahead
@@ -79,12 +79,14 @@ def discover(
     settings: Settings,
     observer: Observer | None = None,
     replay: Sequence[Decision] = (),
+    store: Store | None = None,
 ) -> Circuit:
     """Prune the experiment's model to a circuit.
 
     Parameters
     ----------
-    replay: decisions of an interrupted run, in order; they are taken over, not tested again.
+    replay: decisions of an interrupted run, in order; they are taken over, not tested again. store: not needed: the
+        decisions are all there is to keep.
 
     Raises
     ------

@@ -1,11 +1,15 @@
-"""What the discovery algorithms share: a decision, and those who watch."""
+"""What the discovery algorithms share: a decision, those who watch, and what outlives a killed run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from acdc.graph import Edge, Graph
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Observer(Protocol):
     def replayed(self, decision: Decision, remaining: int) -> None:
         """A decision of the interrupted run was taken over."""
 
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        """A method that makes no decisions is so far: steps, edges or passes; `values` are worth a curve."""
+
 
 class NoObserver:
     """Watches nothing."""
@@ -59,4 +66,27 @@ class NoObserver:
         return
 
     def replayed(self, decision: Decision, remaining: int) -> None:
+        return
+
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        return
+
+
+class Store(Protocol):
+    """Where a method that makes no decisions keeps its state, so that a killed run can go on."""
+
+    def load(self) -> dict[str, Tensor]:
+        """What was saved last, on the CPU; empty if nothing was."""
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep these tensors, whole or not at all, in the place of those before."""
+
+
+class NoStore:
+    """Keeps nothing."""
+
+    def load(self) -> dict[str, Tensor]:
+        return {}
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
         return

@@ -28,7 +28,7 @@ from acdc.formats.graphml import write_graphml
 from acdc.formats.mib import write_mib_json
 from acdc.jobs.common import announce, begin, config_yaml, logging_to
 from acdc.jobs.prepare import Prepared
-from acdc.journal import Journal, RunState
+from acdc.journal import Journal, RunState, TensorStore
 from acdc.report.grades import partners_section
 from acdc.report.html import write_report
 from acdc.report.pairs import pairs_section, short_table
@@ -36,6 +36,7 @@ from acdc.report.picture import render_all
 from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
 
 log = logging.getLogger(__name__)
+SECONDS_BETWEEN_NOTES = 5.0  # of a method that makes no decisions
 
 
 def run(prepared: Prepared, folder: Path, console: Console) -> Circuit:
@@ -70,12 +71,14 @@ def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journ
     try:
         if settings.tracker.name == "wandb":
             trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
-        circuit = discovery.discover(experiment, settings.method, Watchers(journal, keeper, *trackers), replay)
+        watchers, store = Watchers(journal, keeper, *trackers), TensorStore(folder)
+        circuit = discovery.discover(experiment, settings.method, watchers, replay, store)
         keeper.receiver("done", 0)
         partners = _complete(circuit, prepared, state)
         files = _write_results(circuit, prepared, folder, partners)
         for tracker in trackers:
             tracker.finished(circuit.metrics, files)
+        store.remove()
         failed = False
     finally:
         for tracker in trackers:
@@ -89,11 +92,17 @@ class _Bookkeeper(NoObserver):
     def __init__(self, state: RunState) -> None:
         self.state = state
         self.before = float(state.values["seconds"])
-        self.start = time.monotonic()
+        self.start = self.noted = time.monotonic()
 
     def receiver(self, name: str, remaining: int) -> None:
         self.state.update(seconds=self.before + time.monotonic() - self.start)
         log.info("%s: %d edges undecided", name, remaining)
+
+    def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        if time.monotonic() - self.noted > SECONDS_BETWEEN_NOTES:
+            self.noted = time.monotonic()
+            self.state.update(seconds=self.before + self.noted - self.start)
+            log.info("%d of %d: %s", done, total, json.dumps(dict(values)))
 
 
 def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dict[str, Any]]:
