@@ -97,7 +97,11 @@ class Mlp:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the MLP writes for the residual stream `x`, `... d_model` to the same."""
-        return linear(self.neurons(x), self.W_out.T, self.b_out)
+        return self.write(self.neurons(x))
+
+    def write(self, neurons: Tensor) -> Tensor:
+        """What neurons write, the output bias with it: `... d_mlp` → `... d_model`."""
+        return linear(neurons, self.W_out.T, self.b_out)
 
     def neurons(self, x: Tensor) -> Tensor:
         """The neurons for the residual stream `x`, as `W_out` reads them: `... d_model` → `... d_mlp`."""
@@ -180,8 +184,12 @@ class Layer:
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attention: q, k, v `... pair pos d_head` to z of the same shape. `mask`: True where a query may not look."""
+        return self.attend(q, k, mask) @ v
+
+    def attend(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        """The attention pattern: q, k `... pair pos d_head` → `... pair query key`."""
         scores = (q @ k.transpose(-2, -1)) * self.scale
-        return scores.masked_fill(mask, float("-inf")).softmax(-1) @ v
+        return scores.masked_fill(mask, float("-inf")).softmax(-1)
 
     def write_together(self, z: Tensor, heads: Sequence[int] | slice = slice(None)) -> Tensor:
         """What heads write in all: `... head pair pos d_head` → `... pair pos d_model`, without the layer's bias."""
