@@ -3,6 +3,9 @@
 Vertices are senders and ports, as in `Circuit.to_networkx`: circuit edges have `kind="edge"`, a numeric `effect` and
 their `order` of decision; a port leads on to its head by an edge of `kind="inside"`. The graph's own attributes
 rebuild the model's graph.
+
+`label` and `weight` are for people's programs: Gephi takes them by these names (its weights must be positive, so
+`weight` is |effect|, and the sum of what enters the port on an edge inside), yEd by its Properties Mapper.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from acdc.circuit import Circuit
 from acdc.errors import FormatError
 from acdc.files import write_atomically
 
+NO_EFFECT = 1e-12  # the weight of an edge with effect 0, as Gephi drops edges without weight
+
 
 def write_graphml(circuit: Circuit, path: str | Path) -> None:
     """Write a circuit's kept edges with their effects."""
@@ -25,7 +30,11 @@ def write_graphml(circuit: Circuit, path: str | Path) -> None:
     for name, data in view.nodes(data=True):
         data["label"] = name
     for order, edge in enumerate(circuit):
-        view.edges[edge].update(label=f"{circuit.edges[edge]:.3g}", order=order)
+        weight = abs(circuit.edges[edge]) or NO_EFFECT
+        view.edges[edge].update(label=f"{circuit.edges[edge]:.3g}", order=order, weight=weight)
+    for port, _, data in view.edges(data=True):
+        if data["kind"] == "inside":
+            data["weight"] = sum(into["weight"] for _, _, into in view.in_edges(port, data=True))
     buffer = io.BytesIO()
     nx.write_graphml(view, buffer)
     write_atomically(path, buffer.getvalue())

@@ -46,9 +46,27 @@ def test_other_programs_find_numbers_labels_and_paths(tmp_path: Path) -> None:
     view = nx.read_graphml(tmp_path / "c.graphml")
     assert nx.shortest_path(view, "input", "logits") == ["input", "a0.h1<v>", "a0.h1", "m1", "logits"]
     assert view.edges["a0.h1", "m1"]["effect"] == -0.25
-    assert view.edges["a0.h1<v>", "a0.h1"] == {"kind": "inside"}
+    assert view.edges["a0.h1<v>", "a0.h1"] == {"kind": "inside", "weight": 0.5}
     assert all(data["label"] == name for name, data in view.nodes(data=True))
     assert view.graph["n_layers"] == 2
+
+
+def test_gephi_finds_a_positive_weight_on_every_edge(tmp_path: Path) -> None:
+    """Gephi drops edges of weight 0, does not draw negative ones, and takes 1 where there is none."""
+    edges = {Edge("input", "a1.h0<k>"): -0.5, Edge("m0", "a1.h0<k>"): 0.25, Edge("a1.h0", "logits"): 0.0}
+    write_graphml(Circuit(Graph(GraphConfig(2, 2, 8)), edges), tmp_path / "c.graphml")
+    root = ElementTree.parse(tmp_path / "c.graphml").getroot()
+    (key,) = [key for key in root.iterfind("{*}key") if key.get("attr.name") == "weight"]
+    assert (key.get("for"), key.get("attr.type")) == ("edge", "double")
+    weights = {
+        (edge.get("source"), edge.get("target")): float(data.text or "nan")
+        for edge in root.iterfind(".//{*}edge")
+        for data in edge.iterfind("{*}data")
+        if data.get("key") == key.get("id")
+    }
+    no_effect = weights.pop(("a1.h0", "logits"))
+    assert 0 < no_effect < 1e-9
+    assert weights == {("input", "a1.h0<k>"): 0.5, ("m0", "a1.h0<k>"): 0.25, ("a1.h0<k>", "a1.h0"): 0.75}
 
 
 def test_key_ids_are_unique(tmp_path: Path) -> None:
