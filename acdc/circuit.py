@@ -32,6 +32,7 @@ class Circuit:
         they were decided.
     tested: the effect of every edge that was tested, kept or not. An edge in neither was removed untested.
     model, task: names. method: name and settings. metrics, provenance: as in the circuit file.
+    unsaid: parts of the graph's shape that a foreign file does not tell; `of_model` takes them from the model.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Circuit:
     method: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for edge in self.edges:
@@ -60,11 +62,12 @@ class Circuit:
     def of_model(self, graph: Graph, name: str = "the circuit") -> Circuit:
         """The circuit as one of the model that `graph` is of; FormatError if that has another shape.
 
-        A file of MIB's does not say how many key-value heads there are; the model's own number stands in for it.
+        What the circuit's file does not say of the shape (no foreign one says how many key-value heads there are) is
+        taken from the model.
         """
         mine, theirs = self.graph.config, graph.config
-        if mine.n_key_value_heads is None:
-            mine = replace(mine, n_key_value_heads=theirs.n_key_value_heads)
+        unsaid = [*self.unsaid, *(["n_key_value_heads"] if mine.n_key_value_heads is None else [])]
+        mine = replace(mine, **{key: getattr(theirs, key) for key in unsaid})
         if mine != theirs:
             differing = [key for key, value in mine.as_dict().items() if value != theirs.as_dict()[key]]
             if differing == ["split_embedding"]:
@@ -78,7 +81,10 @@ class Circuit:
                 f"{name} is a circuit of another model: it has {next(shapes)}, this model has {next(shapes)}; give the"
                 " model that the circuit was found in"
             )
-        return replace(self, graph=Graph(mine, self.graph.projection_edges))
+        graph = Graph(mine, self.graph.projection_edges)
+        if strangers := [edge for edge in (*self.edges, *self.tested) if edge not in graph]:
+            raise FormatError(f"{name} is a circuit of another model: this one has no edge {strangers[0]} ({mine})")
+        return replace(self, graph=graph, unsaid=())
 
     # Set algebra. Effects are those of the circuit on the left where it has the edge.
 
@@ -92,6 +98,7 @@ class Circuit:
             self.model,
             self.task,
             dict(self.method),
+            unsaid=self.unsaid,
         )
 
     def _check_same_graph(self, other: Circuit) -> None:
