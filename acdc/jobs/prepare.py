@@ -52,7 +52,9 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
     circuits = {}
     if job == "evaluate":
         if settings.circuit is None:
-            raise ConfigError("job=evaluate needs circuit=FILE: a circuit.json, a file of MIB's, or a folder of runs")
+            raise ConfigError(
+                "job=evaluate needs circuit=FILE: a circuit.json, a file of another program's, or a folder of runs"
+            )
         circuits = read_circuits(settings.circuit)
     experiment = experiment or build(settings, circuits)
     circuits = {name: circuit.of_model(experiment.graph, name) for name, circuit in circuits.items()}
@@ -78,7 +80,10 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
     check_tracker(settings.tracker)
     notes = [*experiment.notes, *_strangers(circuits, experiment), *problems]
     if job == "discover" and experiment.graph.config.split_embedding:
-        notes.append("circuit.mib.json is not written: MIB's format knows one embedding, not token and position apart")
+        notes.append(
+            "circuit.mib.json is not written, nor is circuit.mib.pt: MIB's formats know one embedding, not token and"
+            " position apart"
+        )
     return Prepared(settings, experiment, tuple(notes), check, circuits)
 
 
@@ -96,8 +101,9 @@ def _strangers(circuits: dict[str, Circuit], experiment: Experiment) -> list[str
 def build(settings: RunSettings, circuits: dict[str, Circuit]) -> Experiment:
     """The experiment; its embedding is split as that of the circuits is, unless the settings say otherwise."""
     graph = settings.graph
-    if circuits and graph.split_embedding is None:
-        graph = GraphSettings(split_embedding=next(iter(circuits.values())).graph.config.split_embedding)
+    said = [c.graph.config.split_embedding for c in circuits.values() if "split_embedding" not in c.unsaid]
+    if said and graph.split_embedding is None:
+        graph = GraphSettings(split_embedding=said[0])
     return Experiment.build(settings.model, settings.task, settings.metric.name, settings.ablation, graph)
 
 
