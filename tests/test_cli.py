@@ -28,6 +28,7 @@ from acdc.jobs import discover as discover_job
 FILES = {
     "circuit.json",
     "circuit.mib.json",
+    "circuit.mib.pt",
     "circuit.graphml",
     "circuit.dot",
     "circuit.svg",

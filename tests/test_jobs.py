@@ -383,6 +383,7 @@ def test_a_split_embedding_and_mibs_format(
 ) -> None:
     assert run([*case.arguments(graph__split_embedding=str(split).lower()), "hydra.run.dir=found"]) == 0
     assert (here / "found" / "circuit.mib.json").exists() is not split
+    assert (here / "found" / "circuit.mib.pt").exists() is not split
     console, log = " ".join(capfd.readouterr().out.split()), (here / "found" / "run.log").read_text()
     for told in (console, log, (here / "found" / "report.html").read_text()):
         assert told.count("circuit.mib.json is not written") == split

@@ -26,6 +26,7 @@ from acdc.evaluation.faithfulness import by_partner, faithfulness
 from acdc.files import write_json
 from acdc.formats.graphml import write_graphml
 from acdc.formats.mib import write_mib_json
+from acdc.formats.mib_pt import write_mib_pt
 from acdc.jobs.common import announce, begin, config_yaml, logging_to
 from acdc.jobs.prepare import Prepared
 from acdc.journal import Journal, RunState, TensorStore
@@ -160,6 +161,7 @@ def _write_results(
     circuit.save(folder / "circuit.json")
     if not circuit.graph.config.split_embedding:  # what MIB's format cannot say; `prepare` has told so
         write_mib_json(circuit, folder / "circuit.mib.json")
+        write_mib_pt(circuit, folder / "circuit.mib.pt")
     write_graphml(circuit, folder / "circuit.graphml")
     _, warning = render_all(circuit, [folder / f"circuit.{kind}" for kind in ("dot", "svg", "png")])
     if warning:
@@ -175,8 +177,9 @@ def _write_results(
         notes=notes,
         sections=sections,
     )
-    names = ("circuit.json", "circuit.mib.json", "circuit.graphml", "circuit.dot", "circuit.svg", "circuit.png")
-    return {name: folder / name for name in (*names, "metrics.json", "report.html") if (folder / name).exists()}
+    suffixes = ("json", "mib.json", "mib.pt", "graphml", "dot", "svg", "png")
+    names = (*(f"circuit.{suffix}" for suffix in suffixes), "metrics.json", "report.html")
+    return {name: folder / name for name in names if (folder / name).exists()}
 
 
 def _show(circuit: Circuit, folder: Path, console: Console) -> None:
