@@ -8,25 +8,19 @@ Sites are patched many at once, as variants of one run that goes on from the sit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from acdc.engine.full import streams
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
-from acdc.errors import ConfigError, TaskError
+from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.patching.base import DIRECTIONS, MOST_BYTES, Progress, blocks, by_pair, check_ablation, check_scale, ends
 from acdc.patching.changes import Changes
 from acdc.patching.result import Patched, SiteMap
 from acdc.patching.sites import WAYS, Choice, Grid
-
-DIRECTIONS = ("noise", "denoise")
-_MOST_BYTES = 2**28  # of one batch: larger ones are no faster
-
-Progress = Callable[[int, int], None]  # sites done, sites in all
 
 
 @dataclass(frozen=True)
@@ -83,18 +77,9 @@ def check(experiment: Experiment, settings: Settings) -> list[Grid]:
     ConfigError: see `Choice.grids`; an ablation other than `corrupted`. TaskError: the metric is the same on clean and
     corrupted prompts, so that there is nothing to recover.
     """
-    if experiment.ablation.name != "corrupted":
-        raise ConfigError(
-            f"ablation={experiment.ablation.name} does not fit job=patch, which puts values of the corrupted run in:"
-            " give ablation=corrupted"
-        )
+    check_ablation(experiment)
     grids = settings.choice.grids(experiment)
-    clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in _ends(experiment))
-    if abs(clean - corrupted) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
-        raise TaskError(
-            f"metric={experiment.metric_name} is {clean:.4g} on clean and on corrupted prompts, so there is nothing to"
-            " recover: choose another metric or corruption"
-        )
+    check_scale(experiment)
     return grids
 
 
@@ -112,26 +97,26 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     grids = check(experiment, settings)
     total = len(settings.directions) * sum(map(len, grids))
     memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
-    blocks = _blocks(experiment, memory)
+    row_blocks = blocks(experiment, memory)
     done, maps = 0.0, []
-    ends = [_by_pair(experiment, values) for values in _ends(experiment)]
+    scale = [by_pair(experiment, values) for values in ends(experiment)]
     values: dict[tuple[int, str], list[Tensor]] = {}
-    for block in blocks:
+    for block in row_blocks:
         runs = {name: ResumedRun(block, v) for name, v in (("clean", block.clean), ("corrupted", block.ablated))}
         for i, grid in enumerate(grids):
             places = torch.stack([place.mask(block) for place in grid.places])
             for direction in settings.directions:
                 base, source = ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
-                sweep = _Sweep(runs[base], runs[source], min(memory, _MOST_BYTES))
+                sweep = _Sweep(runs[base], runs[source], min(memory, MOST_BYTES))
                 parts = []
                 for layer in grid.layers:
                     parts.append(sweep.layer(grid, layer, places))
-                    done += len(grid) / len(grid.layers) / len(blocks)
+                    done += len(grid) / len(grid.layers) / len(row_blocks)
                     if progress is not None:
                         progress(round(done), total)
                 values.setdefault((i, direction), []).append(torch.stack(parts))
     for (i, direction), parts in values.items():
-        maps.append(SiteMap(grids[i], direction, _by_pair(experiment, torch.cat(parts, -1)), *ends))
+        maps.append(SiteMap(grids[i], direction, by_pair(experiment, torch.cat(parts, -1)), *scale))
     limits = settings.sufficient_from, settings.necessary_from
     return Patched(tuple(maps), experiment.metric_name, settings.choice.subset, *limits)
 
@@ -161,29 +146,3 @@ class _Sweep:
             change = changes(None if together else units[which], places[at])
             values[which, at] = self.base.metric_values(layer, grid.kind.point, change)
         return values
-
-
-def _blocks(experiment: Experiment, memory: int) -> list[Experiment]:
-    """The experiment, or blocks of its rows such that one patched run of each fits in memory."""
-    per_row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1)).bytes_per_variant()
-    n_rows, rows = len(experiment.batch.clean), max(1, memory // per_row)
-    if rows >= n_rows:
-        return [experiment]
-    return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
-
-
-@torch.no_grad()
-def _ends(experiment: Experiment) -> tuple[Tensor, ...]:
-    """The metric at each readout of the clean and of the corrupted run."""
-    metric, model = experiment.metric, experiment.model
-    ends = (streams(model, values)[2] for values in (experiment.clean, experiment.ablated))
-    return tuple(metric.values(model.unembed(experiment.read(end), metric.columns)) for end in ends)
-
-
-def _by_pair(experiment: Experiment, values: Tensor) -> Tensor:
-    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU."""
-    readouts = experiment.readouts
-    pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]
-    weighted = (values * readouts.weight).double() * len(experiment.pairs)
-    out = weighted.new_zeros(*values.shape[:-1], len(experiment.pairs))
-    return out.index_add(-1, pair, weighted).cpu()

@@ -19,8 +19,49 @@ CLASSES = {  # (necessary, sufficient) → name
 }
 
 
+class Measured:
+    """What is known of everything that is patched in one direction.
+
+    Attributes
+    ----------
+    values: the metric of each pair, `... pair`, in the metric's own direction. clean, corrupted: the same for the two
+    runs, `pair`.
+    """
+
+    direction: str
+    values: Tensor
+    clean: Tensor
+    corrupted: Tensor
+
+    @property
+    def recoveries(self) -> Tensor:
+        """Of each pair, `... pair`: what patching changes, over the mean of clean − corrupted; plus 1 when
+        noising.
+
+        The mean over the pairs is then (patched − corrupted) / (clean − corrupted) of the mean metric. A pair's own
+        quotient would be anything where its two runs are alike; and what does nothing has no spread.
+        """
+        unpatched, end = (self.clean, 1.0) if self.direction == "noise" else (self.corrupted, 0.0)
+        return end + (self.values - unpatched) / (self.clean - self.corrupted).mean()
+
+    @property
+    def recovery(self) -> Tensor:
+        """(patched − corrupted) / (clean − corrupted) of the mean metric, `...`."""
+        return self.recoveries.mean(-1)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of `recoveries` over the pairs (n − 1 in the denominator), NaN of a single pair."""
+        return self.recoveries.std(-1) if len(self.clean) > 1 else torch.full_like(self.recovery, float("nan"))
+
+    @property
+    def importance(self) -> Tensor:
+        """How much it matters, 0 = not at all: recovery when denoising, 1 − recovery when noising."""
+        return self.recovery if self.direction == "denoise" else 1 - self.recovery
+
+
 @dataclass(frozen=True)
-class SiteMap:
+class SiteMap(Measured):
     """Sites of one kind patched in one direction.
 
     Attributes
@@ -34,32 +75,6 @@ class SiteMap:
     values: Tensor
     clean: Tensor
     corrupted: Tensor
-
-    @property
-    def recoveries(self) -> Tensor:
-        """Of each pair, `layer unit place pair`: what patching changes, over the mean of clean − corrupted; plus 1 when
-        noising.
-
-        The mean over the pairs is then (patched − corrupted) / (clean − corrupted) of the mean metric. A pair's own
-        quotient would be anything where its two runs are alike; and a site that does nothing has no spread.
-        """
-        unpatched, end = (self.clean, 1.0) if self.direction == "noise" else (self.corrupted, 0.0)
-        return end + (self.values - unpatched) / (self.clean - self.corrupted).mean()
-
-    @property
-    def recovery(self) -> Tensor:
-        """(patched − corrupted) / (clean − corrupted) of the mean metric, `layer unit place`."""
-        return self.recoveries.mean(-1)
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of `recoveries` over the pairs (n − 1 in the denominator), NaN of a single pair."""
-        return self.recoveries.std(-1) if len(self.clean) > 1 else torch.full_like(self.recovery, float("nan"))
-
-    @property
-    def importance(self) -> Tensor:
-        """How much a site matters, 0 = not at all: recovery when denoising, 1 − recovery when noising."""
-        return self.recovery if self.direction == "denoise" else 1 - self.recovery
 
 
 @dataclass(frozen=True)

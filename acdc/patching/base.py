@@ -1,0 +1,63 @@
+"""What every kind of patching shares: what is refused, both ends of the scale, blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from acdc.engine.full import streams
+from acdc.engine.resumed import ResumedRun
+from acdc.errors import ConfigError, TaskError
+from acdc.experiment import Experiment
+
+DIRECTIONS = ("noise", "denoise")
+MOST_BYTES = 2**28  # of one batch: larger ones are no faster
+
+Progress = Callable[[int, int], None]  # sites (or paths) done, and in all
+
+
+def check_ablation(experiment: Experiment) -> None:
+    """ConfigError for an ablation other than `corrupted`."""
+    if experiment.ablation.name != "corrupted":
+        raise ConfigError(
+            f"ablation={experiment.ablation.name} does not fit job=patch, which puts values of the corrupted run in:"
+            " give ablation=corrupted"
+        )
+
+
+def check_scale(experiment: Experiment) -> None:
+    """TaskError where the metric is the same on clean and corrupted prompts, so that there is nothing to recover."""
+    clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in ends(experiment))
+    if abs(clean - corrupted) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
+        raise TaskError(
+            f"metric={experiment.metric_name} is {clean:.4g} on clean and on corrupted prompts, so there is nothing to"
+            " recover: choose another metric or corruption"
+        )
+
+
+def blocks(experiment: Experiment, memory: int) -> list[Experiment]:
+    """The experiment, or blocks of its rows such that one patched run of each fits in memory."""
+    per_row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1)).bytes_per_variant()
+    n_rows, rows = len(experiment.batch.clean), max(1, memory // per_row)
+    if rows >= n_rows:
+        return [experiment]
+    return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+
+
+@torch.no_grad()
+def ends(experiment: Experiment) -> tuple[Tensor, ...]:
+    """The metric at each readout of the clean and of the corrupted run."""
+    metric, model = experiment.metric, experiment.model
+    found = (streams(model, values)[2] for values in (experiment.clean, experiment.ablated))
+    return tuple(metric.values(model.unembed(experiment.read(end), metric.columns)) for end in found)
+
+
+def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
+    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU."""
+    readouts = experiment.readouts
+    pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]
+    weighted = (values * readouts.weight).double() * len(experiment.pairs)
+    out = weighted.new_zeros(*values.shape[:-1], len(experiment.pairs))
+    return out.index_add(-1, pair, weighted).cpu()
