@@ -71,13 +71,17 @@ class JointRun:
 
     def metric_values(self, replaced: Mapping[tuple[str, int], Replaced]) -> Tensor:
         """The metric at each readout, `variant readout`."""
-        metric = self.experiment.metric
-        stream = self.experiment.read(self.run(replaced).stream)
+        metric, readouts = self.experiment.metric, self.experiment.readouts
+        start = min(_first_position(one.where) for one in replaced.values()) if self.model.causal else 0
+        at = readouts.position - start
+        changed = self.run(replaced, start).stream[:, readouts.pair, at.clamp_min(0)]
+        stream = torch.where((at < 0)[:, None], self.experiment.read(self.base.pre[-1]), changed)
         return metric.values(self.model.unembed(stream, metric.columns))
 
     @torch.no_grad()
-    def run(self, replaced: Mapping[tuple[str, int], Replaced]) -> JointValues:
-        """The changed run.
+    def run(self, replaced: Mapping[tuple[str, int], Replaced], start: int = 0) -> JointValues:
+        """The changed run, from position `start` on: under causal attention what lies before it may be left out if
+        nothing is replaced there.
 
         An attention or MLP output is what its heads or neurons write, with the MLP's output bias and without the
         attention's, which belongs to the residual stream. Memory is about `ResumedRun.bytes_per_variant` a variant,
@@ -86,17 +90,25 @@ class JointRun:
 
         def put(name: str, computed: Tensor) -> Tensor:
             here = replaced.get((name, i))
-            return computed if here is None else torch.where(here.where, here.value, computed)
+            return (
+                computed if here is None else torch.where(_from(start, here.where), _from(start, here.value), computed)
+            )
+
+        def with_earlier(stored: Tensor, computed: Tensor) -> Tensor:
+            """Keys or values with those before `start`, which are the base's."""
+            return torch.cat((stored[..., :start, :].expand(len(computed), -1, -1, -1, -1), computed), -2)
 
         first = min(layer for _, layer in replaced)
         n_variants = max(len(one.where) for one in replaced.values())
-        mask, parallel = self.experiment.attention_mask, self.model.config.parallel_attn_mlp
+        mask, parallel = self.experiment.attention_mask[:, start:], self.model.config.parallel_attn_mlp
+        positions = torch.arange(start, self.base.pre[0].shape[-2], device=mask.device)
         heads, mlps = {}, {}
-        x = self.base.pre[first].expand(n_variants, -1, -1, -1)
+        x = self.base.pre[first][:, start:].expand(n_variants, -1, -1, -1)
         for i in range(first, len(self.model.layers)):
             layer = self.model.layers[i]
             x = put("resid_pre", x)
-            q, k, v = (put(letter, layer.project_together(letter, x)) for letter in "qkv")
+            q, k, v = (put(letter, layer.project_together(letter, x, positions)) for letter in "qkv")
+            k, v = with_earlier(self.base.k[i], k), with_earlier(self.base.v[i], v)
             heads[i] = put("head_output", put("pattern", layer.attend(q, k, mask)) @ v)
             attended = x + put("attn_out", layer.write_together(heads[i]))
             if layer.b_O is not None:
@@ -108,3 +120,14 @@ class JointRun:
                 attended = attended + mlps[i]
             x = put("resid_post", attended)
         return JointValues(heads, mlps, x)
+
+
+def _first_position(where: Tensor) -> int:
+    """The first position where something is put in, the last one if nothing is; 0 where all are alike."""
+    touched = where.movedim(-2, 0).flatten(1).any(1)
+    return int(touched.nonzero()[0]) if bool(touched.any()) else len(touched) - 1
+
+
+def _from(start: int, t: Tensor) -> Tensor:
+    """A value or mask from a position on."""
+    return t[..., start:, :] if t.dim() > 1 and t.shape[-2] > 1 else t

@@ -123,3 +123,24 @@ def test_each_variant_has_sites_of_its_own() -> None:
         torch.testing.assert_close(found.stream[i], run.pre[-1])
         torch.testing.assert_close(found.heads[1][i], run.values.heads[1])
         torch.testing.assert_close(found.mlps[1][i], run.values.mlps[1])
+
+
+def test_what_lies_before_the_first_replaced_position_is_the_base_run() -> None:
+    """Readouts before it, variants with nothing replaced, and a value that is the same at every position."""
+    model, pairs = small("gpt2", 5), random_pairs(3, (5, 4, 5), positions=3)
+    one = experiment(model, pairs, "logit_diff")
+    clean, corrupted = ResumedRun(one, one.clean), ResumedRun(one, one.ablated)
+    for start in range(5):
+        where = torch.zeros(2, 3, 5, 1, dtype=torch.bool)
+        where[1, :, start:] = True
+        none, some = JointRun(clean).metric_values({("resid_post", 0): Replaced(where, corrupted.pre[1])})
+        torch.testing.assert_close(none, clean.unchanged)
+        before = one.readouts.position < start
+        torch.testing.assert_close(some[before], clean.unchanged[before])
+        # All of it from there on: what the corrupted stream gives behind a clean beginning, layer by layer.
+        whole = JointRun(clean).run({("resid_post", 0): Replaced(where, corrupted.pre[1])})
+        expected = one.metric.values(model.parts.unembed(one.read(whole.stream[1]), one.metric.columns))
+        torch.testing.assert_close(some, expected)
+        zero = {("mlp_out", 1): Replaced(where, torch.zeros(3, 1, 8))}
+        full = {("mlp_out", 1): Replaced(where, torch.zeros(3, 5, 8))}
+        torch.testing.assert_close(JointRun(clean).metric_values(zero), JointRun(clean).metric_values(full))
