@@ -17,8 +17,13 @@ def run(model: LanguageModel, tokens: Tensor, lengths: Tensor) -> tuple[Values, 
     ----------
     tokens: `pair pos`, padded on the right. lengths: `pair`.
     """
-    mask = model.attention_mask(lengths, tokens.shape[1])
-    inputs = model.embed(tokens)
+    return run_from(model, model.embed(tokens), lengths)
+
+
+@torch.no_grad()
+def run_from(model: LanguageModel, inputs: Tensor, lengths: Tensor) -> tuple[Values, Tensor]:
+    """The same from what the input senders write, `input pair pos d_model`."""
+    mask = model.attention_mask(lengths, inputs.shape[-2])
     stream = inputs.sum(0)
     heads, mlps = [], []
     for layer in model.layers:
