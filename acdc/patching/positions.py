@@ -56,13 +56,36 @@ def places(experiment: Experiment, chosen: Chosen, apart: bool) -> tuple[Place, 
     if not given:
         given = list(_every_position(pairs))
     names = Tokenizer(experiment.model.tokenizer, experiment.model.vocabulary_size)
-    found = [_place(item, pairs, names) for item in given]
+    found = [_place(item, pairs, names, "positions") for item in given]
     if twice := [place.name for i, place in enumerate(found) if place.name in [p.name for p in found[:i]]]:
         raise ConfigError(f"patch.positions has {twice[0]} twice: give each position once")
     if apart:
         return tuple(found)
     together = tuple(frozenset[int]().union(*(place.tokens[i] for place in found)) for i in range(len(pairs)))
     return (Place(",".join(p.name for p in found), ", ".join(p.label for p in found), together),)
+
+
+def subject(experiment: Experiment, chosen: int | str | None) -> Place:
+    """The tokens of each pair's subject, for causal tracing.
+
+    Parameters
+    ----------
+    chosen: an index, a label or a span `start:end`; None is what the pairs call their subject.
+
+    Raises
+    ------
+    ConfigError: pairs without a subject; a label that some pair does not have, an index or span that does not fit.
+    """
+    pairs = experiment.pairs
+    if chosen is not None:
+        names = Tokenizer(experiment.model.tokenizer, experiment.model.vocabulary_size)
+        return _place(chosen, pairs, names, "subject")
+    if without := [pair.where for pair in pairs if pair.subject is None]:
+        raise ConfigError(
+            f"patch=tracing adds noise to the subject, and {without[0]} of task={experiment.task.name} names none, so"
+            f" set patch.subject: {_allowed(pairs, 'subject')}"
+        )
+    return Place("", "subject", tuple(frozenset(range(*pair.subject)) for pair in pairs if pair.subject is not None))
 
 
 def _every_position(pairs: Sequence[TokenizedPair]) -> Sequence[int | str]:
@@ -82,39 +105,41 @@ def _shared_labels(pairs: Sequence[TokenizedPair]) -> list[str]:
     return [name for name in pairs[0].labels if all(name in pair.labels for pair in pairs)]
 
 
-def _place(item: int | str, pairs: Sequence[TokenizedPair], names: Tokenizer) -> Place:
+def _place(item: int | str, pairs: Sequence[TokenizedPair], names: Tokenizer, key: str) -> Place:
+    """A place as `patch.KEY` gives it."""
     if isinstance(item, str) and any(item in pair.labels for pair in pairs):
         if without := [pair.where for pair in pairs if item not in pair.labels]:
-            raise ConfigError(f"patch.positions={item}: {without[0]} has no such label; {_allowed(pairs)}")
+            raise ConfigError(f"patch.{key}={item}: {without[0]} has no such label; {_allowed(pairs, key)}")
         return Place(item, item, tuple(frozenset(range(*pair.labels[item])) for pair in pairs))
     lengths = [len(pair.clean) for pair in pairs]
     try:
         ends = [int(part) for part in str(item).split(":")]
     except ValueError:
-        raise ConfigError(f"patch.positions={item} is not a position: {_allowed(pairs)}") from None
+        raise ConfigError(f"patch.{key}={item} is not a position: {_allowed(pairs, key)}") from None
     if len(set(lengths)) > 1:
         raise ConfigError(
-            f"patch.positions={item}: the pairs have {min(lengths)} to {max(lengths)} tokens, so an index is not the"
-            f" same place in all of them: {_allowed(pairs)}"
+            f"patch.{key}={item}: the pairs have {min(lengths)} to {max(lengths)} tokens, so an index is not the"
+            f" same place in all of them: {_allowed(pairs, key)}"
         )
     length = lengths[0]
     start, stop = (ends[0], ends[0] + 1) if len(ends) == 1 else ends if len(ends) == 2 else (0, 0)
     if len(ends) == 1 and start < 0:
         start, stop = start + length, stop + length
     if not 0 <= start < stop <= length:
-        raise ConfigError(f"patch.positions={item} lies outside the prompts of {length} tokens: {_allowed(pairs)}")
+        raise ConfigError(f"patch.{key}={item} lies outside the prompts of {length} tokens: {_allowed(pairs, key)}")
     if len(ends) == 1:
         return Place(str(start), _axis_label(start, pairs, names), (frozenset([start]),) * len(pairs))
     return Place(f"{start}:{stop}", f"{start}:{stop}", (frozenset(range(start, stop)),) * len(pairs))
 
 
-def _allowed(pairs: Sequence[TokenizedPair]) -> str:
+def _allowed(pairs: Sequence[TokenizedPair], key: str) -> str:
+    null = ", or null for all" if key == "positions" else ""
     labels = _shared_labels(pairs)
     known = f"the labels {', '.join(labels)}" if labels else "labels (these pairs share none)"
     if len({len(pair.clean) for pair in pairs}) > 1:
-        return f"give {known}, or null for all"
+        return f"give {known}{null}"
     last = len(pairs[0].clean) - 1
-    return f"give indices from 0 to {last} (or -1, ...), spans such as 0:{last}, {known}, or null for all"
+    return f"give indices from 0 to {last} (or -1, ...), spans such as 0:{last}, {known}{null}"
 
 
 def _axis_label(index: int, pairs: Sequence[TokenizedPair], names: Tokenizer) -> str:

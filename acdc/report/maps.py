@@ -43,7 +43,7 @@ def draw_map(one: SiteMap, metric: str, folder: Path) -> list[Path]:
         min(15.0, max(4.2, 1.9 + (0.48 if numbered else 0.16) * width)),
         min(22.0, max(2.4, 1.5 + 0.29 * height + (0.055 * longest if upright else 0))),
     )
-    figure = _figure(size)
+    figure = new_figure(size)
     axes = figure.add_subplot()
     limit = float(np.abs(values).max()) or 1.0
     picture = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
@@ -67,7 +67,7 @@ def draw_map(one: SiteMap, metric: str, folder: Path) -> list[Path]:
         colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= 0.005 else "0.6"
         text = f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
         axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
-    return _save(figure, folder, f"{one.grid.kind.name}_{one.direction}")
+    return save_figure(figure, folder, f"{one.grid.kind.name}_{one.direction}")
 
 
 def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Path) -> list[Path]:
@@ -76,7 +76,7 @@ def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Pat
     classes = patched.classes()
     x, y = denoise.importance.flatten().tolist(), noise.importance.flatten().tolist()
     points = list(zip(denoise.grid, x, y, strict=True))
-    figure = _figure((6.4, 5.6))
+    figure = new_figure((6.4, 5.6))
     axes = figure.add_subplot()
     for name, colour in COLOURS.items():
         mine = [(a, b) for site, a, b in points if classes[site] == name]
@@ -102,7 +102,7 @@ def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Pat
     axes.spines[["top", "right"]].set_visible(False)
     _name_points(axes, [point for point in points if classes[point[0]] != "irrelevant"])
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return _save(figure, folder, f"{kind}_classes")
+    return save_figure(figure, folder, f"{kind}_classes")
 
 
 def _name_points(axes: Any, points: Sequence[tuple[Site, float, float]]) -> None:
@@ -136,13 +136,13 @@ def _cells(one: SiteMap) -> tuple[np.ndarray, list[str], list[str], tuple[str, s
     return values, names, places, (what, "position")
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     return Figure(figsize=size, layout="constrained")
 
 
-def _save(figure: Any, folder: Path, name: str) -> list[Path]:
+def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """The figure as SVG and PNG, the same bytes for the same figure."""
     import matplotlib
 

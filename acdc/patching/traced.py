@@ -1,0 +1,156 @@
+"""What causal tracing gives: the effect of restoring each state, with its standard error, as rows and arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.patching.positions import Place
+
+
+@dataclass(frozen=True)
+class TraceMap:
+    """The states of one site.
+
+    Attributes
+    ----------
+    window: how many layers are restored together. values: the metric of each pair with a state restored, the mean over
+    the draws, `layer pos pair`, NaN where a pair has no such token.
+    """
+
+    site: str
+    window: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The effects of one site's states, `layer place`, as means over the pairs that have such a token.
+
+    Attributes
+    ----------
+    indirect: restored − noised, positive where restoring helps. std: over the pairs (n − 1 in the denominator, NaN of a
+    single pair). se: std / √n. recovery: (restored − noised) / (clean − noised) of the mean metric. metric: the mean
+    metric restored. n: pairs, `place`. total: clean − noised of the same pairs, `place`, positive where noise harms.
+    """
+
+    indirect: Tensor
+    std: Tensor
+    se: Tensor
+    recovery: Tensor
+    metric: Tensor
+    n: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The result of causal tracing.
+
+    Attributes
+    ----------
+    subject: the noised tokens. larger_is_better: of the metric; effects are positive where restoring helps.
+    clean: the metric of each pair, `pair`. noised: the same under each draw of the noise, `draw pair`.
+    noise_std: the standard deviation of the noise. by: how places are told apart.
+    """
+
+    maps: tuple[TraceMap, ...]
+    places: tuple[Place, ...]
+    subject: Place
+    metric: str
+    larger_is_better: bool
+    clean: Tensor
+    noised: Tensor
+    noise_std: float
+    by: str
+
+    @property
+    def total_effects(self) -> Tensor:
+        """clean − noised of each pair, the mean over the draws, `pair`; positive where noise harms."""
+        return self._sign * (self.clean - self.noised.mean(0))
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.larger_is_better else -1
+
+    def is_noised(self, place: Place) -> bool:
+        """Whether the place is noised, in some pair at least."""
+        return any(here & there for here, there in zip(place.tokens, self.subject.tokens, strict=True))
+
+    def effects(self, one: TraceMap) -> Effects:
+        """The effects of a site's states. A pair's is the mean over its tokens in the place."""
+        columns = []
+        for place in self.places:
+            pairs = [pair for pair, tokens in enumerate(place.tokens) if tokens]
+            means = [one.values[:, sorted(place.tokens[pair]), pair].mean(1) for pair in pairs]
+            columns.append((torch.stack(means, -1), torch.tensor(pairs)))
+        effects = [self._sign * (values - self.noised.mean(0)[pairs]) for values, pairs in columns]
+        n = torch.tensor([len(pairs) for _, pairs in columns])
+        indirect = torch.stack([effect.mean(-1) for effect in effects], -1)
+        alone = torch.full(indirect.shape[:1], float("nan"), dtype=indirect.dtype)
+        std = torch.stack([effect.std(-1) if effect.shape[-1] > 1 else alone for effect in effects], -1)
+        metric = torch.stack([values.mean(-1) for values, _ in columns], -1)
+        total = torch.stack([self.total_effects[pairs].mean() for _, pairs in columns])
+        return Effects(indirect, std, std / n.double().sqrt(), indirect / total, metric, n, total)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a state, as in `patch.csv`; what does not exist (the spread of one pair) is None."""
+        rows = []
+        for one in self.maps:
+            effects = self.effects(one)
+            for layer in range(len(effects.indirect)):
+                for i, place in enumerate(self.places):
+                    at = (layer, i)
+                    rows.append(
+                        {
+                            "site": one.site,
+                            "layer": layer,
+                            "window": one.window,
+                            "position": place.name,
+                            "recovery": _finite(effects.recovery[at]),
+                            "effect": _finite(effects.indirect[at]),
+                            "se": _finite(effects.se[at]),
+                            "std": _finite(effects.std[at]),
+                            "n": int(effects.n[i]),
+                            "draws": len(self.noised),
+                            "label": place.label,
+                            "noised": self.is_noised(place),
+                            "metric": _finite(effects.metric[at]),
+                            "total_effect": _finite(effects.total[i]),
+                        }
+                    )
+        return rows
+
+    def ranked(self, site: str) -> list[dict[str, Any]]:
+        """The rows of a site, the state that brings back most first."""
+        rows = (row for row in self.rows() if row["site"] == site)
+        return sorted(rows, key=lambda row: -math.inf if row["recovery"] is None else row["recovery"], reverse=True)
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for `patch.npz`: `SITE_recovery`, `_effect`, `_se`, `_std` are `layer place`; `SITE_pairs` the metric
+        of each pair at every token, `layer position pair`, NaN behind a prompt's end; `n`, `total_effect`, `places` are
+        `place`; `clean` is `pair`, `noised` `draw pair`, `subject` `pair 2` (start, end)."""
+        arrays: dict[str, Any] = {
+            "clean": self.clean.numpy(),
+            "noised": self.noised.numpy(),
+            "subject": np.array([(min(tokens), max(tokens) + 1) for tokens in self.subject.tokens]),
+            "noise_std": self.noise_std,
+            "places": [place.name for place in self.places],
+        }
+        for one in self.maps:
+            effects = self.effects(one)
+            arrays |= {"n": effects.n.numpy(), "total_effect": effects.total.numpy()}
+            arrays[f"{one.site}_recovery"] = effects.recovery.numpy()
+            arrays[f"{one.site}_effect"] = effects.indirect.numpy()
+            arrays[f"{one.site}_se"], arrays[f"{one.site}_std"] = effects.se.numpy(), effects.std.numpy()
+            arrays[f"{one.site}_pairs"], arrays[f"{one.site}_window"] = one.values.numpy(), one.window
+        return arrays
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if math.isfinite(value) else None

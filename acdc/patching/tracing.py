@@ -1,0 +1,288 @@
+"""Causal tracing (Meng et al. 2022): noise on the subject's embeddings, and single states put back.
+
+Three runs on the clean prompts: the clean one; one with Gaussian noise on the token embeddings of the subject; the
+noised one with one state restored to its clean value. A state is the residual stream behind a layer, or what the MLPs
+or the attention of a window of layers write, at one token. What restoring it brings back is its indirect effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.ablation import AblationSettings
+from acdc.engine.joint import JointRun, Replaced
+from acdc.engine.memory import budget_bytes
+from acdc.engine.resumed import ResumedRun
+from acdc.errors import ConfigError, TaskError
+from acdc.experiment import Experiment
+from acdc.model.forward import run_from
+from acdc.patching.base import MOST_BYTES, Progress, blocks, by_pair
+from acdc.patching.changes import Changes
+from acdc.patching.positions import Place, subject
+from acdc.patching.roles import WAYS, traced_places
+from acdc.patching.sites import KINDS
+from acdc.patching.traced import Traced, TraceMap
+
+SITES = ("resid_post", "mlp_out", "attn_out")
+_MOST_WINDOW = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is noised and restored.
+
+    Attributes
+    ----------
+    name: `tracing`.
+    site: one or several of `SITES`; None is all that the model has.
+    by: how states of a layer are told apart: `role` (see `acdc.patching.roles`) or `position`.
+    subject: an index, a label or a span `start:end`; None is what the pairs call their subject.
+    noise: standard deviation of the noise, in those of the token embeddings of all the subjects.
+    draws: of the noise; effects are means over them. seed: of the noise.
+    window: layers whose MLPs or attentions are restored together, around each layer; None is 10, and at most a quarter
+        of the layers. The residual stream is restored at one layer.
+    memory_gb: what temporary tensors may take; None is a share of what is free.
+    """
+
+    name: str = "tracing"
+    site: list[str] | str | None = None
+    by: str = "role"
+    subject: int | str | None = None
+    noise: float = 3.0
+    draws: int = 10
+    seed: int = 0
+    window: int | None = None
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        sites = [] if self.site is None else [self.site] if isinstance(self.site, str) else self.site
+        if self.site is not None and (not sites or (wrong := [site for site in sites if site not in SITES])):
+            given = wrong[0] if sites else "[]"
+            raise ConfigError(f"patch.site={given} is not known: choose from {', '.join(SITES)}, or null for all")
+        if self.by not in WAYS:
+            raise ConfigError(f"patch.by={self.by} is not known: choose {' or '.join(WAYS)}")
+        if not 0 < self.noise < math.inf:
+            raise ConfigError(f"patch.noise={self.noise:g} is not allowed: give a finite number above 0")
+        for key in ("draws", "window"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"patch.{key}={value} is not allowed: give 1 or more")
+        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
+
+    def sites(self, experiment: Experiment) -> tuple[str, ...]:
+        """The sites of a model that are restored.
+
+        Raises
+        ------
+        ConfigError: MLPs that it does not have.
+        """
+        has_mlps = experiment.model.layers[0].mlp is not None
+        if self.site is None:
+            return tuple(site for site in SITES if site != "mlp_out" or has_mlps)
+        if "mlp_out" in self.site and not has_mlps:
+            raise ConfigError(f"patch.site=mlp_out: {experiment.model.name} has no MLPs; choose resid_post or attn_out")
+        return tuple(dict.fromkeys([self.site] if isinstance(self.site, str) else self.site))
+
+    def window_of(self, site: str, n_layers: int) -> int:
+        """How many layers are restored together."""
+        if site == "resid_post":
+            return 1
+        return self.window or min(_MOST_WINDOW, math.ceil(n_layers / 4))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be traced. `experiment`: one row a pair. `subject`: the noised tokens. `places`: what is told apart.
+
+    `scale`: the noise's standard deviation. `normal`: see `standard_noise`.
+    """
+
+    experiment: Experiment
+    sites: tuple[str, ...]
+    subject: Place
+    places: tuple[Place, ...]
+    scale: float
+    normal: Sequence[Tensor]
+
+
+def check(experiment: Experiment, settings: Settings) -> Plan:
+    """What would be traced; what cannot be is refused.
+
+    Raises
+    ------
+    ConfigError: an ablation; pairs without a subject; a subject, site or way that does not fit. TaskError: noise on the
+    subject does not change the metric, so that there is nothing to restore.
+    """
+    if experiment.ablation != AblationSettings():
+        raise ConfigError(
+            f"ablation={experiment.ablation.name} has no effect with patch=tracing, which noises the clean prompts"
+            " itself: leave it out"
+        )
+    where = subject(experiment, settings.subject)
+    sites, places = settings.sites(experiment), traced_places(experiment, where, settings.by)
+    if any(len(pair.corrupted) > 1 for pair in experiment.pairs):
+        experiment = experiment.with_partner(0)  # the clean prompts, each once
+    scale = settings.noise * embedding_std(experiment, where)
+    normal = standard_noise(where, experiment.model.W_E.shape[1], settings.draws, settings.seed)
+    plan = Plan(experiment, sites, where, places, scale, normal)
+    clean, noised = (float(_unpatched(run).mean()) for run in (_clean_run(experiment), noised_run(plan, experiment, 0)))
+    if abs(clean - noised) <= 1e-6 * max(1.0, abs(clean), abs(noised)):
+        raise TaskError(
+            f"metric={experiment.metric_name} is {clean:.4g} with and without noise on the subject, so there is nothing"
+            " to restore: choose another subject (patch.subject), more noise or another metric"
+        )
+    return plan
+
+
+def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Traced:
+    """Restore every state.
+
+    Parameters
+    ----------
+    progress: is told how many states (token × layer × site × draw) are done, and of how many.
+
+    Raises
+    ------
+    ConfigError, TaskError: see `check`.
+    """
+    plan = check(experiment, settings)
+    experiment, model = plan.experiment, experiment.model
+    memory = budget_bytes(model.device, settings.memory_gb, "patch")
+    row_blocks = blocks(experiment, memory)
+    n_layers, firsts = len(model.layers), _first_restored(plan)
+    n_tokens = max(len(pair.clean) - first for pair, first in zip(experiment.pairs, firsts, strict=True))
+    values = {site: torch.zeros(n_layers, n_tokens, len(firsts), dtype=torch.float64) for site in plan.sites}
+    clean = torch.zeros(len(firsts), dtype=torch.float64)
+    noised = torch.zeros(settings.draws, len(firsts), dtype=torch.float64)
+    done, total = 0.0, len(plan.sites) * n_layers * n_tokens * settings.draws
+    for block in row_blocks:
+        clean_run = _clean_run(block)
+        clean += _unpatched(clean_run)
+        at = _restored_tokens(block, firsts, n_tokens)
+        for draw in range(settings.draws):
+            base = noised_run(plan, block, draw)
+            noised[draw] += _unpatched(base)
+            restored = Restoring(base, clean_run, min(memory, MOST_BYTES))
+            for site in plan.sites:
+                window = settings.window_of(site, n_layers)
+                for layer in range(n_layers):
+                    found = restored(site, window_around(layer, window, n_layers), at)
+                    values[site][layer] += by_pair(block, found) / settings.draws
+                    done += n_tokens / len(row_blocks)
+                    if progress is not None:
+                        progress(round(done), total)
+    maps = [
+        TraceMap(site, settings.window_of(site, n_layers), _by_position(plan, values[site], noised.mean(0), firsts))
+        for site in plan.sites
+    ]
+    larger = experiment.metric.larger_is_better
+    return Traced(
+        tuple(maps), plan.places, plan.subject, experiment.metric_name, larger, clean, noised, plan.scale, settings.by
+    )
+
+
+def embedding_std(experiment: Experiment, subject: Place) -> float:
+    """The standard deviation over all entries of the token embeddings of every pair's subject."""
+    ids = [pair.clean[i] for pair, at in zip(experiment.pairs, subject.tokens, strict=True) for i in sorted(at)]
+    return float(experiment.model.W_E[torch.tensor(ids, device=experiment.model.device)].double().std())
+
+
+def standard_noise(subject: Place, d_model: int, draws: int, seed: int) -> list[Tensor]:
+    """Noise of standard deviation 1 for each pair, `draw token d_model`: on the CPU in float64, so that the same seed
+    gives the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((draws, len(tokens), d_model) for tokens in subject.tokens)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def noised_run(plan: Plan, block: Experiment, draw: int) -> ResumedRun:
+    """The run with a draw of the noise on the subjects' token embeddings, on the rows of a block."""
+    inputs = block.clean.inputs.clone()
+    for row, pair in enumerate(block.batch.source):
+        noise = plan.scale * plan.normal[pair][draw]
+        inputs[0, row, sorted(plan.subject.tokens[pair])] += noise.to(inputs.device, inputs.dtype)
+    return ResumedRun(block, run_from(block.model, inputs, block.batch.lengths)[0])
+
+
+def window_around(layer: int, window: int, n_layers: int) -> range:
+    """The layers restored together: `window` of them around `layer`, one more before it if even, those there are."""
+    return range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
+
+
+class Restoring:
+    """A noised run with states restored to those of the clean run.
+
+    `memory`: bytes that one batch of variants may take.
+    """
+
+    def __init__(self, noised: ResumedRun, clean: ResumedRun, memory: int) -> None:
+        self.noised, self.clean = noised, clean
+        self.at_once = max(1, memory // noised.bytes_per_variant())
+
+    def __call__(self, site: str, layers: range, where: Tensor) -> Tensor:
+        """The metric at each readout, `variant readout`.
+
+        Parameters
+        ----------
+        layers: where `site` is restored, together. where: `variant row pos`, True at the tokens restored.
+        """
+        parts = where.split(self.at_once)
+        if len(layers) == 1:
+            change = Changes(KINDS[site], layers[0], self.noised, self.clean)
+            point = KINDS[site].point
+            return torch.cat([self.noised.metric_values(layers[0], point, change(None, at)) for at in parts])
+        values = {(site, layer): self._clean_value(site, layer) for layer in layers}
+        joint = JointRun(self.noised)
+        return torch.cat(
+            [joint.metric_values({key: Replaced(at[..., None], v) for key, v in values.items()}) for at in parts]
+        )
+
+    def _clean_value(self, site: str, layer: int) -> Tensor:
+        """The value of a site in the clean run, `row pos d_model`."""
+        if site == "mlp_out":
+            return self.clean.values.mlps[layer]
+        if site == "attn_out":
+            return self.clean.model.layers[layer].write_together(self.clean.values.heads[layer])
+        return self.clean.pre[layer + 1]
+
+
+def _clean_run(experiment: Experiment) -> ResumedRun:
+    return ResumedRun(experiment, experiment.clean)
+
+
+@torch.no_grad()
+def _unpatched(run: ResumedRun) -> Tensor:
+    """The metric of each pair in a stored run, `pair`; 0 of pairs that are not among its rows."""
+    return by_pair(run.experiment, run.unchanged)
+
+
+def _first_restored(plan: Plan) -> list[int]:
+    """For each pair the first token that is restored: under causal attention what is before the noise is clean."""
+    causal = plan.experiment.model.causal
+    return [min(tokens) if causal else 0 for tokens in plan.subject.tokens]
+
+
+def _restored_tokens(block: Experiment, firsts: Sequence[int], n_tokens: int) -> Tensor:
+    """The tokens restored one by one, counted from the first of each pair: `token row pos`."""
+    batch = block.batch
+    first = torch.tensor([firsts[pair] for pair in batch.source], device=batch.clean.device)
+    token = first + torch.arange(n_tokens, device=first.device)[:, None]
+    position = torch.arange(batch.clean.shape[1], device=first.device)
+    return (position == token[..., None]) & (position < batch.lengths[:, None])
+
+
+def _by_position(plan: Plan, values: Tensor, noised: Tensor, firsts: Sequence[int]) -> Tensor:
+    """From tokens counted from the first restored one to positions: `layer token pair` → `layer pos pair`.
+
+    Tokens that were not restored, because they are clean, have the metric of the noised run; NaN is behind the end.
+    """
+    lengths = [len(pair.clean) for pair in plan.experiment.pairs]
+    out = values.new_full((len(values), max(lengths), len(lengths)), float("nan"))
+    for pair, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        out[:, :first, pair] = noised[pair]
+        out[:, first:length, pair] = values[:, : length - first, pair]
+    return out
