@@ -17,7 +17,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a finite number"
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of a settings dataclass.
+    """An instance of a settings dataclass. The key of a field `from_` is `from`, which Python keeps for itself.
 
     Parameters
     ----------
@@ -28,11 +28,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     ConfigError: a key that does not exist, or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
-    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    names = {f.name.removesuffix("_"): f.name for f in fields(cls)}  # type: ignore[arg-type]
     for key in values:
-        if key not in allowed:
-            raise ConfigError(f"{where}.{key} does not exist; {where} has {', '.join(allowed)}")
-    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+        if key not in names:
+            raise ConfigError(f"{where}.{key} does not exist; {where} has {', '.join(names)}")
+    return cls(**{names[key]: _value(hints[names[key]], value, f"{where}.{key}") for key, value in values.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

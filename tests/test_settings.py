@@ -41,7 +41,11 @@ def dataclass_of(group: str, name: str | None) -> Any:
 
 def defaults(cls: Any) -> dict[str, Any]:
     return {
-        f.name: f.default_factory() if f.default_factory is not MISSING else None if f.default is MISSING else f.default
+        f.name.removesuffix("_"): f.default_factory()
+        if f.default_factory is not MISSING
+        else None
+        if f.default is MISSING
+        else f.default
         for f in fields(cls)
     }
 
@@ -101,6 +105,7 @@ class Sample:
     text: str = ""
     either: int | str = "auto"
     words: list[str] = field(default_factory=list)
+    from_: str = "here"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +122,11 @@ class Sample:
         ("either", "auto", "auto"),
         ("words", ["a", "b"], ["a", "b"]),
         ("words", [], []),
+        ("from", "there", "there"),
     ],
 )
 def test_right_values(key: str, value: Any, kept: Any) -> None:
-    result = getattr(from_mapping(Sample, {key: value}, "here"), key)
+    result = getattr(from_mapping(Sample, {key: value}, "here"), "from_" if key == "from" else key)
     assert (result, type(result)) == (kept, type(kept))
 
 
@@ -154,3 +160,5 @@ def test_wrong_values(key: str, value: Any, allowed: str) -> None:
 def test_unknown_keys() -> None:
     with pytest.raises(ConfigError, match=r"^here\.nmber does not exist; here has number, maybe, count"):
         from_mapping(Sample, {"nmber": 1}, "here")
+    with pytest.raises(ConfigError, match=r"^here\.from_ does not exist; here has .*, words, from$"):
+        from_mapping(Sample, {"from_": "there"}, "here")
