@@ -10,7 +10,7 @@ from typing import Any
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
-METHODS = ("activation", "tracing")
+METHODS = ("activation", "path", "tracing")
 
 
 def load(name: str) -> ModuleType:

@@ -1,0 +1,179 @@
+"""Path patching (Wang et al. 2022, "Interpretability in the Wild", appendix B; Goldowsky-Dill et al. 2023).
+
+The senders give the other run's output, but only the receivers are told: everything else stays frozen at its value in
+the base run, unless it is allowed to respond (`through`). What lies behind the receivers is computed as usual.
+
+`noise`: the base is the clean run, the senders' values are corrupted: is the path necessary? `denoise`: the base is the
+corrupted run, the values are clean: is it enough? A direct path from one sender to one receiver, noised, is one edge
+removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from acdc.engine.memory import budget_bytes
+from acdc.engine.resumed import ResumedRun
+from acdc.errors import ConfigError
+from acdc.experiment import Experiment
+from acdc.graph import node_of
+from acdc.patching.base import DIRECTIONS, MOST_BYTES, Progress, blocks, by_pair, check_ablation, check_scale, ends
+from acdc.patching.path_choice import SWEEPS, Group, Path, paths_of, ports_of, root_ports, through_nodes
+from acdc.patching.path_result import PatchedPaths, PathMap
+from acdc.patching.path_run import PathRun
+from acdc.patching.positions import Place, places
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which paths.
+
+    Attributes
+    ----------
+    name: `path`.
+    senders: nodes, `heads`, `mlps`; None is all. receivers: ports, heads (their q, k and v together), MLPs, `logits`,
+        `heads`, `mlps`; None is all ports.
+    sweep: which are taken one at a time: `both` (every path by itself), `senders` (each to all receivers together),
+        `receivers` (all senders together to each) or `none`.
+    through: the nodes in between that may respond: `none`, `mlps`, `heads`, or names.
+    direction: `noise`, `denoise` or `both`.
+    positions: where the senders are changed: indices, labels or spans `start:end`, together; None is everywhere.
+    from_: a node whose feeders are looked for, and theirs, level by level; its key is `from`.
+    depth: how many levels. width: how many senders of a level are followed at most. limit: of |effect|, from which a
+        sender is followed.
+    memory_gb: what temporary tensors may take; None is a share of what is free.
+    """
+
+    name: str = "path"
+    senders: list[str] | str | None = None
+    receivers: list[str] | str | None = "logits"
+    sweep: str = "both"
+    through: list[str] | str = "none"
+    direction: str = "noise"
+    positions: list[int | str] | int | str | None = None
+    from_: str | None = None
+    depth: int = 3
+    width: int = 4
+    limit: float = 0.02
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in (*DIRECTIONS, "both"):
+            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
+        if self.sweep not in SWEEPS:
+            raise ConfigError(f"patch.sweep={self.sweep} is not known: choose one of {', '.join(SWEEPS)}")
+        for key in ("depth", "width"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"patch.{key}={getattr(self, key)} is not allowed: give 1 or more")
+        if self.limit < 0:
+            raise ConfigError(f"patch.limit={self.limit} is not allowed: give 0 or more")
+        for field in fields(self):
+            changed = getattr(self, field.name) != field.default
+            if changed and self.from_ is None and field.name in ("depth", "width", "limit"):
+                raise ConfigError(
+                    f"patch.{field.name} has no effect without patch.from=NODE: give it or leave this out"
+                )
+            if changed and self.from_ is not None and field.name in ("receivers", "sweep"):
+                raise ConfigError(f"patch.{field.name} has no effect with patch.from, which chooses the receivers")
+        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return DIRECTIONS if self.direction == "both" else (self.direction,)
+
+
+def check(experiment: Experiment, settings: Settings) -> list[Path]:
+    """The paths that would be patched, or those of the first level; what cannot be done is refused.
+
+    Raises
+    ------
+    ConfigError: a node, port or position that model or pairs do not have, a path that does not exist, an ablation
+    other than `corrupted`. TaskError: the metric is the same on clean and corrupted prompts.
+    """
+    check_ablation(experiment)
+    graph = experiment.graph
+    through_nodes(graph, settings.through)
+    _place(experiment, settings)
+    receivers, sweep = settings.receivers, settings.sweep
+    if settings.from_ is not None:
+        receivers, sweep = list(root_ports(graph, settings.from_)), "both"
+    paths = paths_of(graph, settings.senders, receivers, sweep)
+    check_scale(experiment)
+    return paths
+
+
+def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> PatchedPaths:
+    """Patch every chosen path; with `settings.from_` level by level backward.
+
+    Parameters
+    ----------
+    progress: is told how many paths are done, and how many there are as far as is known.
+
+    Raises
+    ------
+    ConfigError, TaskError: see `check`.
+    """
+    paths = check(experiment, settings)
+    sweep = _Sweep(experiment, settings, progress, len(settings.directions) * len(paths))
+    maps: list[PathMap] = []
+    for direction in settings.directions:
+        maps += [sweep(direction, paths)] if settings.from_ is None else _levels(sweep, direction, paths)
+    given = settings.through if isinstance(settings.through, str) else "+".join(settings.through)
+    root = settings.from_ or ""
+    return PatchedPaths(
+        tuple(maps), experiment.metric_name, given or "none", _place(experiment, settings), root, settings.limit
+    )
+
+
+def _place(experiment: Experiment, settings: Settings) -> Place:
+    (place,) = places(experiment, settings.positions, apart=False)
+    return place
+
+
+def _levels(sweep: _Sweep, direction: str, paths: Sequence[Path]) -> Iterator[PathMap]:
+    """Who feeds the node, who feeds the strongest of those, and so on; every node is asked once."""
+    settings, graph = sweep.settings, sweep.experiment.graph
+    senders = list(dict.fromkeys(path.senders for path in paths))  # whatever comes before a sender is among these
+    asked = {node_of(paths[0].receivers.name)}
+    for level in range(1, settings.depth + 1):
+        found = sweep(direction, paths)
+        strong = (name for name, size in found.strength().items() if size >= settings.limit)
+        followed = [name for name in strong if name not in asked and ports_of(graph, name)][: settings.width]
+        yield replace(found, level=level, followed=tuple(followed) if level < settings.depth else ())
+        asked.update(followed)
+        receivers = [Group(port, (port,)) for name in followed for port in ports_of(graph, name)]
+        paths = [path for r in receivers for s in senders if (path := Path(s, r)).exists(graph)]
+        if level == settings.depth or not paths:
+            return
+        sweep.total += len(paths)
+
+
+class _Sweep:
+    """Paths patched in one direction, in blocks of rows that fit in memory."""
+
+    def __init__(self, experiment: Experiment, settings: Settings, progress: Progress | None, total: int) -> None:
+        self.experiment, self.settings, self.progress = experiment, settings, progress
+        self.through = through_nodes(experiment.graph, settings.through)
+        self.memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
+        self.blocks = blocks(experiment, self.memory)
+        self.clean, self.corrupted = (by_pair(experiment, values) for values in ends(experiment))
+        self.done, self.total = 0.0, total
+
+    def __call__(self, direction: str, paths: Sequence[Path]) -> PathMap:
+        place, memory = _place(self.experiment, self.settings), min(self.memory, MOST_BYTES)
+        values = []
+        for block in self.blocks:
+            runs = [ResumedRun(block, values) for values in (block.clean, block.ablated)]
+            base, source = runs if direction == "noise" else runs[::-1]
+            run = PathRun(base, source, self.through, place.mask(block), memory)
+            values.append(run.values(paths, self._tell))
+        patched = by_pair(self.experiment, torch.cat(values, -1))
+        return PathMap(direction, tuple(paths), patched, self.clean, self.corrupted)
+
+    def _tell(self, n_paths: int) -> None:
+        self.done += n_paths / len(self.blocks)
+        if self.progress is not None:
+            self.progress(round(self.done), self.total)

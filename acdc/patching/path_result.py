@@ -1,0 +1,115 @@
+"""What path patching gives: recovery along every path, as rows and arrays; of levels, who was followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from acdc.patching.path_choice import Path
+from acdc.patching.positions import Place
+from acdc.patching.result import Measured
+
+
+@dataclass(frozen=True)
+class PathMap(Measured):
+    """Paths patched in one direction.
+
+    Attributes
+    ----------
+    values: the metric of each pair along each path, `path pair`, in the metric's own direction.
+    clean, corrupted: the same for the two runs, `pair`.
+    level: of a search backward, counted from 1; 0 where there is none. followed: the senders whose own feeders are
+    the next level, the strongest first.
+    """
+
+    direction: str
+    paths: tuple[Path, ...]
+    values: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    level: int = 0
+    followed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`noise`, or of levels `noise_level1`."""
+        return f"{self.direction}_level{self.level}" if self.level else self.direction
+
+    def effects(self) -> dict[Path, float]:
+        """The effect of each path: `importance`."""
+        return dict(zip(self.paths, self.importance.tolist(), strict=True))
+
+    def strength(self) -> dict[str, float]:
+        """Of each sender its largest |effect| on any receiver, the strongest first."""
+        found: dict[str, float] = {}
+        for path, effect in self.effects().items():
+            name = path.senders.name
+            found[name] = max(found.get(name, 0.0), abs(effect))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class PatchedPaths:
+    """The result of path patching.
+
+    Attributes
+    ----------
+    maps: one a direction, or one a direction and level. through: what was allowed to respond, as it was given.
+    place: where the senders were changed. root: the node that levels start from, empty where there are none.
+    limit: of |effect|, below which no sender is followed.
+    """
+
+    maps: tuple[PathMap, ...]
+    metric: str
+    through: str
+    place: Place
+    root: str
+    limit: float
+
+    @property
+    def clean(self) -> float:
+        return float(self.maps[0].clean.mean())
+
+    @property
+    def corrupted(self) -> float:
+        return float(self.maps[0].corrupted.mean())
+
+    def directions(self) -> Iterator[tuple[str, list[PathMap]]]:
+        """Each direction with its maps."""
+        for direction in dict.fromkeys(one.direction for one in self.maps):
+            yield direction, [one for one in self.maps if one.direction == direction]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a path, as in `patch.csv`."""
+        rows = []
+        for one in self.maps:
+            numbers = (t.tolist() for t in (one.recovery, one.std, one.importance, one.values.mean(-1)))
+            for path, recovery, std, effect, value in zip(one.paths, *numbers, strict=True):
+                row = {
+                    "senders": path.senders.name,
+                    "receivers": path.receivers.name,
+                    "through": self.through,
+                    "position": self.place.name,
+                    "direction": one.direction,
+                    "recovery": recovery,
+                    "std": std if len(one.clean) > 1 else None,
+                    "n": len(one.clean),
+                    "effect": effect,
+                    "metric": value,
+                }
+                rows.append({"level": one.level, **row} if one.level else row)
+        return rows
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for `patch.npz`: `DIRECTION` (of levels `DIRECTION_levelN`) is recovery, `path`; `…_pairs` has a last
+        axis for the pairs; `…_senders` and `…_receivers` name the paths; `clean`, `corrupted`: the metric, `pair`."""
+        arrays: dict[str, Any] = {"clean": self.maps[0].clean.numpy(), "corrupted": self.maps[0].corrupted.numpy()}
+        for one in self.maps:
+            arrays[one.name] = one.recovery.numpy()
+            arrays[f"{one.name}_pairs"] = one.recoveries.numpy()
+            arrays[f"{one.name}_senders"] = [path.senders.name for path in one.paths]
+            arrays[f"{one.name}_receivers"] = [path.receivers.name for path in one.paths]
+        return arrays

@@ -1,0 +1,211 @@
+"""Runs in which only some paths carry another run's values (Wang et al. 2022, appendix B, in their two passes).
+
+First pass: the senders give the source's output; every other node gives the base run's, but those that may respond,
+which are computed from what reaches them. So the input of every port is known. Second pass: the base run, in which the
+receivers get these inputs and everything behind them is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from acdc.engine.resumed import ResumedRun
+from acdc.graph import LETTERS, parse_node
+from acdc.patching.path_choice import Path
+
+Senders = tuple[str, ...]
+
+
+class PathRun:
+    """Paths patched into one run.
+
+    Parameters
+    ----------
+    base: the run that is patched. source: the run whose values the senders give.
+    through: the nodes that may respond. place: `row pos`, True where the senders are changed.
+    memory: what temporary tensors may take, in bytes.
+
+    A stage is a place of the stream that ports read: 2·layer for q, k and v, and where attention and MLP work in
+    parallel the MLP; 2·layer + 1 for an MLP behind attention; 2·layers for the logits.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, base: ResumedRun, source: ResumedRun, through: frozenset[str], place: Tensor, memory: int
+    ) -> None:
+        self.base, self.through, self.place, self.memory = base, through, place, memory
+        self.model, self.graph = base.model, base.experiment.graph
+        self.inputs, self.heads, self.mlps = (
+            (getattr(source.values, part) - getattr(base.values, part)) * place[..., None]
+            for part in ("inputs", "heads", "mlps")
+        )
+
+    @torch.no_grad()
+    def values(self, paths: Sequence[Path], done: Callable[[int], None]) -> Tensor:
+        """The metric at each readout with one path patched, `path readout`; `done` is told how many more are done."""
+        out = self.model.W_E.new_empty(len(paths), len(self.base.experiment.readouts))
+        # Receivers that read the stream at one place and write to it at one are followed from there, many sets of them
+        # at once; other sets by themselves.
+        together: dict[object, list[int]] = {}
+        for i, path in enumerate(paths):
+            ways = {(self._stage(port), self._point(port)) for port in path.receivers.members}
+            together.setdefault(ways.pop() if len(ways) == 1 else path.receivers.members, []).append(i)
+        for indices in together.values():
+            ports = paths[indices[0]].receivers.members
+            stages = sorted({self._stage(port) for port in ports})
+            points = list({self._point(port) for port in ports})
+            at_once = max(1, self.memory // self._bytes(len(stages)))
+            for start in range(0, len(indices), at_once):
+                some = indices[start : start + at_once]
+                changes = self._changes([paths[i].senders.members for i in some], stages)
+                if len(stages) == len(points) == 1:
+                    change = self._written(changes[stages[0]], [paths[i].receivers.members for i in some])
+                    out[some] = self.base.metric_values(*points[0], change)
+                else:
+                    out[some] = self._followed(changes, ports)
+                done(len(some))
+        return out
+
+    def _bytes(self, n_stages: int) -> int:
+        """About what one path takes."""
+        return self.base.bytes_per_variant() + (4 + 2 * n_stages) * self.base.pre[0].nbytes
+
+    def _stage(self, port: str) -> int:
+        node = parse_node(port)
+        if node.kind == "logits":
+            return 2 * len(self.model.layers)
+        return 2 * node.layer + (node.kind == "mlp" and not self.model.config.parallel_attn_mlp)
+
+    def _point(self, port: str) -> tuple[int, str]:
+        """Where what a receiver makes of its input reaches the stream, as in `ResumedRun`."""
+        node = parse_node(port)
+        if node.kind == "logits":
+            return len(self.model.layers) - 1, "post"
+        return node.layer, "mid" if node.kind == "head" else "post"
+
+    # The first pass.
+
+    def _changes(self, sets: Sequence[Senders], stages: Sequence[int]) -> dict[int, Tensor]:
+        """What is added to the stream at each stage, `variant row pos d_model`, a variant for each set of senders."""
+        unique = list(dict.fromkeys(sets))
+        which = torch.tensor([unique.index(senders) for senders in sets], device=self.place.device)
+        has = {name: torch.tensor([name in senders for senders in unique]) for senders in unique for name in senders}
+        change = self.inputs.new_zeros(len(unique), *self.inputs.shape[1:])
+        for name, own in zip(self.graph.inputs, self.inputs, strict=True):
+            if name in has:
+                change[has[name]] += own
+        found = {}
+        for i in range(max(stages) // 2 + 1):
+            found[2 * i] = before = change
+            if 2 * i == max(stages):
+                break
+            change = change + self._of_heads(i, before, has)
+            found[2 * i + 1] = change
+            if self.model.layers[i].mlp is not None:
+                change = change + self._of_mlp(i, before if self.model.config.parallel_attn_mlp else change, has)
+            for stage in (2 * i, 2 * i + 1):
+                if stage not in stages:
+                    del found[stage]
+        return {stage: found[stage][which] for stage in stages}
+
+    def _of_heads(self, i: int, before: Tensor, has: Mapping[str, Tensor]) -> Tensor:
+        """What heads of a layer add, `variant row pos d_model`: senders and those that respond."""
+        layer, names = self.model.layers[i], [f"a{i}.h{h}" for h in range(self.graph.config.n_heads)]
+        responding = [h for h, name in enumerate(names) if name in self.through]
+        change = torch.zeros_like(before)
+        touched = before.flatten(1).any(1).cpu() if responding else torch.zeros(len(before), dtype=torch.bool)
+        sending = torch.stack([has.get(name, torch.zeros(len(before), dtype=torch.bool)) for name in names])
+        active = touched | sending.any(0)
+        if not bool(active.any()):
+            return change
+        z = before.new_zeros(int(active.sum()), *self.heads[i].shape)
+        if bool(touched.any()):
+            x = self.base.pre[i] + before[active]
+            q, k, v = (layer.project_together(letter, x)[:, responding] for letter in LETTERS)
+            new = layer.mix(q, k, v, self.base.experiment.attention_mask) - self.base.values.heads[i, responding]
+            z[:, responding] = new * touched[active].to(new)[:, None, None, None, None]
+        for h, mine in enumerate(sending[:, active]):
+            z[mine, h] = self.heads[i, h]
+        change[active] = layer.write_together(z)
+        return change
+
+    def _of_mlp(self, i: int, inputs: Tensor, has: Mapping[str, Tensor]) -> Tensor:
+        """What the MLP of a layer adds to the stream, whose change at its port is `inputs`."""
+        mlp, name, change = self.model.layers[i].mlp, f"m{i}", torch.zeros_like(inputs)
+        assert mlp is not None
+        if name in self.through:
+            touched = inputs.any(-1)
+            here, written = (t.expand_as(inputs)[touched] for t in (self._mlp_input(i), self.base.values.mlps[i]))
+            change[touched] = mlp(here + inputs[touched]) - written
+        if name in has:
+            change[has[name]] = self.mlps[i]
+        return change
+
+    def _mlp_input(self, i: int) -> Tensor:
+        return (self.base.pre if self.model.config.parallel_attn_mlp else self.base.mid)[i]
+
+    # The second pass.
+
+    def _written(self, change: Tensor, receivers: Sequence[tuple[str, ...]]) -> Tensor:
+        """What receivers that write at one point write there, minus what they wrote, `variant row pos d_model`.
+
+        `change`: of their input, `variant row pos d_model`.
+        """
+        out = torch.zeros_like(change)
+        for ports in dict.fromkeys(receivers):
+            which = [i for i, mine in enumerate(receivers) if mine == ports]
+            node = parse_node(ports[0])
+            if node.kind == "logits":
+                out[which] = change[which]
+            elif node.kind == "mlp":
+                mlp = self.model.layers[node.layer].mlp
+                assert mlp is not None
+                here = self._mlp_input(node.layer)
+                out[which] = mlp(here + change[which]) - self.base.values.mlps[node.layer]
+            else:
+                out[which] = self._by_heads(node.layer, change[which], ports)
+        return out * change.flatten(1).any(1)[:, None, None, None]  # a change of nothing has no effect: exactly
+
+    def _by_heads(self, i: int, change: Tensor, ports: Sequence[str]) -> Tensor:
+        layer, base = self.model.layers[i], self.base
+        x, written = base.pre[i] + change, torch.zeros_like(change)
+        letters: dict[int, str] = {}
+        for port in ports:
+            node = parse_node(port)
+            letters[node.head] = letters.get(node.head, "") + node.port
+        for head, changed in letters.items():
+            q, k, v = (
+                layer.project_head(letter, head, x) if letter in changed else stored[i][head]
+                for letter, stored in zip(LETTERS, (base.q, base.k, base.v), strict=True)
+            )
+            z = layer.mix(q, k, v, base.experiment.attention_mask) - base.values.heads[i, head]
+            written += z @ layer.W_O[head]
+        return written
+
+    def _followed(self, changes: Mapping[int, Tensor], ports: Sequence[str]) -> Tensor:
+        """The metric at each readout, `variant readout`, for receivers in several places; none responds to another."""
+        model, base, parallel = self.model, self.base, self.model.config.parallel_attn_mlp
+        first = min(changes) // 2
+        x = base.pre[first].expand_as(changes[min(changes)])
+        for i in range(first, len(model.layers)):
+            layer, projected = model.layers[i], []
+            for letter in LETTERS:
+                heads = [h for h in range(layer.n_heads) if f"a{i}.h{h}<{letter}>" in ports]
+                value = layer.project_together(letter, x)
+                if heads:
+                    recorded = layer.project_together(letter, base.pre[i] + changes[2 * i])
+                    value[:, heads] = recorded[:, heads]
+                projected.append(value)
+            q, k, v = projected
+            attended = x + layer.write_together(layer.mix(q, k, v, base.experiment.attention_mask))
+            if layer.b_O is not None:
+                attended = attended + layer.b_O
+            inputs = x if parallel else attended
+            if f"m{i}" in ports:
+                inputs = self._mlp_input(i) + changes[self._stage(f"m{i}")]
+            x = attended if layer.mlp is None else attended + layer.mlp(inputs)
+        metric = base.experiment.metric
+        return metric.values(model.unembed(base.experiment.read(x), metric.columns))
