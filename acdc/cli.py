@@ -87,6 +87,7 @@ def _run(flags: argparse.Namespace) -> int:
         return _resume(Path(resumed[0]).expanduser())
     if flags.hydra_help or flags.shell_completion:
         return _hydra(flags)
+    flags.overrides += _options_by_key(flags.overrides, flags.config_dir)
     overrides = _combinations(flags.overrides, flags.config_dir)[0] if flags.multirun else flags.overrides
     config = _compose(overrides, flags.config_dir)
     if flags.cfg or flags.info:
@@ -299,6 +300,28 @@ def _compose(overrides: list[str], config_dir: str | None) -> Any:
 def _groups() -> list[str]:
     """The groups of which a run needs one option each: all but experiment."""
     return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+
+
+def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
+    """`patch=path` where patch.from=logits is given, no option of patch is, and only that one has such a key."""
+    added = []
+    chosen = [o for o in overrides if re.match(r"\w+=", o)]
+    for group in _groups():
+        keys = {match[1] for o in overrides if (match := re.match(rf"{group}\.(\w+)", o))}
+        folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
+        files = sorted(path for folder in folders for path in folder.glob("*.yaml"))
+        options = {path.stem: set(re.findall(r"^(\w+):", path.read_text(), re.MULTILINE)) for path in files}
+        if any(o.startswith(f"{group}=") for o in chosen) or all(keys <= known for known in options.values()):
+            continue
+        try:
+            lacking = sorted(keys - _compose(chosen, config_dir)[group].keys())
+        except ConfigError:  # said when the whole is composed
+            return []
+        fitting = [f"{group}={name}" for name, known in options.items() if lacking and keys <= known]
+        if len(fitting) > 1:
+            raise ConfigError(f"{group}.{lacking[0]} is of {', '.join(fitting)}: choose one")
+        added += fitting
+    return added
 
 
 def _settings(config: Any, base: Path | None = None) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path as File
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ class Hooked:
         self.tokens = {"clean": self.rows.clean, "corrupted": self.rows.corrupted}
         self.caches = {name: bridge.run_with_cache(tokens)[1] for name, tokens in self.tokens.items()}
         self.full = self.read(bridge(self.tokens["clean"]))
+        self.ends = [self.mean(bridge(self.tokens[name])) for name in ("clean", "corrupted")]
         self.n_layers = bridge.cfg.n_layers
 
     def read(self, logits: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ class Hooked:
         return int(receiver.partition(".h")[2][:-3]) // (self.bridge.cfg.n_heads // n_units)
 
     def scaled(self, logits: Tensor) -> float:
-        clean, corrupted = (self.mean(self.bridge(self.tokens[name])) for name in ("clean", "corrupted"))
+        clean, corrupted = self.ends
         return (self.mean(logits) - corrupted) / (clean - corrupted)
 
 
@@ -159,12 +162,18 @@ THROUGH = {
 }
 
 
+@cache
+def hooked_model(kind: str) -> tuple[Any, Any]:
+    config = {"num_key_value_heads": 2} if kind == "llama" else {}
+    with TemporaryDirectory() as folder:
+        path = make_checkpoint(kind, File(folder), 3, n_layers=3, **config)
+        return load_model(ModelSettings("local", str(path), device="cpu"))
+
+
 @pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "gpt_neox_sequential"])
-def test_every_path_is_what_hooks_do(kind: str, through: str, tmp_path: File) -> None:
-    config = {"num_key_value_heads": 2} if kind == "llama" else {}
-    folder = make_checkpoint(kind, tmp_path, 3, n_layers=3, **config)
-    model, bridge = load_model(ModelSettings("local", str(folder), device="cpu"))
+def test_every_path_is_what_hooks_do(kind: str, through: str) -> None:
+    model, bridge = hooked_model(kind)
     metric = {"none": "logit_diff", "mlps": "kl_div", "heads": "prob_diff", "a1.h0+m1": "nll"}[through]
     pairs = random_pairs(7, (5, 5, 5), positions=2 if through == "mlps" else None, partners=2)
     one, oracle = experiment(model, pairs, metric), Hooked(bridge, pairs, metric)
