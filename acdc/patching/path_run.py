@@ -46,7 +46,7 @@ class PathRun:
     @torch.no_grad()
     def values(self, paths: Sequence[Path], done: Callable[[int], None]) -> Tensor:
         """The metric at each readout with one path patched, `path readout`; `done` is told how many more are done."""
-        out = self.model.W_E.new_empty(len(paths), len(self.base.experiment.readouts))
+        out = self.base.unchanged.new_empty(len(paths), len(self.base.experiment.readouts))
         # Receivers that read the stream at one place and write to it at one are followed from there, many sets of them
         # at once; other sets by themselves.
         together: dict[object, list[int]] = {}

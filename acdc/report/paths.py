@@ -39,9 +39,10 @@ def draw_paths(one: PathMap, metric: str, folder: Path) -> list[Path]:
     figure = new_figure((max(4.4, beside * each[0] + 1.0), 0.5 + max(1.6, down * each[1])))
     all_axes = figure.subplots(down, beside, squeeze=False)
     limit = max(float(np.nanmax(np.abs(values))) for *_, values in grids.values()) or 1.0
+    digits = 2 if limit >= 0.1 else 3
     for axes, (title, (_, _, values)) in zip(all_axes.flat, grids.items(), strict=False):
         picture = axes.imshow(np.ma.masked_invalid(values), **_COLOURS, vmin=-limit, vmax=limit)
-        axes.set_facecolor("0.92")
+        axes.set_facecolor("0.86")
         axes.set_title(title, fontsize=8, loc="left", parse_math=False)
         axes.set_yticks(range(len(rows)), rows, fontsize=7)
         axes.set_xticks(range(len(columns)), columns, fontsize=7, rotation=0 if numbered else 90)
@@ -49,8 +50,9 @@ def draw_paths(one: PathMap, metric: str, folder: Path) -> list[Path]:
         axes.spines[:].set_visible(False)
         for (y, x), value in np.ndenumerate(values) if numbered else ():
             if not np.isnan(value):
-                colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= 0.005 else "0.6"
-                text = f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+                shown = abs(value) >= 0.5 * 10**-digits
+                colour = "white" if abs(value) > 0.6 * limit else "0.15" if shown else "0.6"
+                text = f"{value:.{digits}f}".replace("-", "−") if shown else "0"
                 axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
     for axes in all_axes.flat[len(grids) :]:
         axes.set_axis_off()

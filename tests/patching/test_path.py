@@ -170,8 +170,14 @@ def hooked_model(kind: str) -> tuple[Any, Any]:
         return load_model(ModelSettings("local", str(path), device="cpu"))
 
 
-@pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "gpt_neox_sequential"])
+@pytest.mark.parametrize(
+    ("kind", "through"),
+    [
+        *(("gpt2", through) for through in THROUGH),
+        ("llama", "none"), ("llama", "heads"), ("gpt_neox", "none"), ("gpt_neox", "mlps"), ("gpt_neox", "a1.h0+m1"),
+        ("gpt_neox_sequential", "mlps"),
+    ],
+)  # fmt: skip
 def test_every_path_is_what_hooks_do(kind: str, through: str) -> None:
     model, bridge = hooked_model(kind)
     metric = {"none": "logit_diff", "mlps": "kl_div", "heads": "prob_diff", "a1.h0+m1": "nll"}[through]
