@@ -126,7 +126,7 @@ class PathRun:
             x = self.base.pre[i] + before[active]
             q, k, v = (layer.project_together(letter, x)[:, responding] for letter in LETTERS)
             new = layer.mix(q, k, v, self.base.experiment.attention_mask) - self.base.values.heads[i, responding]
-            z[:, responding] = new * touched[active].to(new)[:, None, None, None, None]
+            z[:, responding] = new * self._reached(before[active])[:, None, ..., None]
         for h, mine in enumerate(sending[:, active]):
             z[mine, h] = self.heads[i, h]
         change[active] = layer.write_together(z)
@@ -134,15 +134,24 @@ class PathRun:
 
     def _of_mlp(self, i: int, inputs: Tensor, has: Mapping[str, Tensor]) -> Tensor:
         """What the MLP of a layer adds to the stream, whose change at its port is `inputs`."""
-        mlp, name, change = self.model.layers[i].mlp, f"m{i}", torch.zeros_like(inputs)
-        assert mlp is not None
-        if name in self.through:
-            touched = inputs.any(-1)
-            here, written = (t.expand_as(inputs)[touched] for t in (self._mlp_input(i), self.base.values.mlps[i]))
-            change[touched] = mlp(here + inputs[touched]) - written
+        name = f"m{i}"
+        change = self._mlp(i, inputs) if name in self.through else torch.zeros_like(inputs)
         if name in has:
             change[has[name]] = self.mlps[i]
         return change
+
+    def _mlp(self, i: int, inputs: Tensor) -> Tensor:
+        """What the MLP makes of a change of its input: exactly nothing where there is none."""
+        mlp, change, touched = self.model.layers[i].mlp, torch.zeros_like(inputs), inputs.any(-1)
+        assert mlp is not None
+        here, written = (t.expand_as(inputs)[touched] for t in (self._mlp_input(i), self.base.values.mlps[i]))
+        change[touched] = mlp(here + inputs[touched]) - written
+        return change
+
+    def _reached(self, change: Tensor) -> Tensor:
+        """Where attention can feel a change of the stream: `variant row pos d_model` → `variant row pos`."""
+        touched = change.any(-1)
+        return touched.cumsum(-1) > 0 if self.model.causal else touched.any(-1, keepdim=True).expand_as(touched)
 
     def _mlp_input(self, i: int) -> Tensor:
         return (self.base.pre if self.model.config.parallel_attn_mlp else self.base.mid)[i]
@@ -161,13 +170,10 @@ class PathRun:
             if node.kind == "logits":
                 out[which] = change[which]
             elif node.kind == "mlp":
-                mlp = self.model.layers[node.layer].mlp
-                assert mlp is not None
-                here = self._mlp_input(node.layer)
-                out[which] = mlp(here + change[which]) - self.base.values.mlps[node.layer]
+                out[which] = self._mlp(node.layer, change[which])
             else:
-                out[which] = self._by_heads(node.layer, change[which], ports)
-        return out * change.flatten(1).any(1)[:, None, None, None]  # a change of nothing has no effect: exactly
+                out[which] = self._by_heads(node.layer, change[which], ports) * self._reached(change[which])[..., None]
+        return out
 
     def _by_heads(self, i: int, change: Tensor, ports: Sequence[str]) -> Tensor:
         layer, base = self.model.layers[i], self.base

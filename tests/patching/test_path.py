@@ -324,7 +324,7 @@ def test_everything_but_the_logits_may_respond_is_the_whole_effect() -> None:
 def test_what_is_the_same_in_both_runs_has_no_effect_at_all() -> None:
     pairs = [Pair([1, 2, 3, 4], [1, 2, 5, 4], [6], [7]), Pair([4, 1, 3, 4], [4, 1, 7, 4], [2], [3])]
     one = experiment(small("gpt2", 3), pairs, "logit_diff")
-    for through in ("none", "mlps"):
+    for through in ("none", "mlps", "heads"):
         (found,) = patch(one, "path", receivers=None, positions="0:2", through=through).maps
         assert torch.equal(found.values, found.clean.expand_as(found.values))
 
