@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 from acdc.graph import LETTERS, parse_node
 from acdc.patching.path_choice import Path
@@ -192,26 +193,20 @@ class PathRun:
         return written
 
     def _followed(self, changes: Mapping[int, Tensor], ports: Sequence[str]) -> Tensor:
-        """The metric at each readout, `variant readout`, for receivers in several places; none responds to another."""
-        model, base, parallel = self.model, self.base, self.model.config.parallel_attn_mlp
-        first = min(changes) // 2
-        x = base.pre[first].expand_as(changes[min(changes)])
-        for i in range(first, len(model.layers)):
-            layer, projected = model.layers[i], []
+        """The metric at each readout, `variant readout`, for receivers in several places; none responds to another.
+
+        What a receiver makes of its recorded input is put into a run in which everything else is computed.
+        """
+        replaced: dict[tuple[str, int], Replaced] = {}
+        everywhere = torch.ones(len(changes[min(changes)]), 1, 1, 1, dtype=torch.bool, device=self.place.device)
+        for i, layer in enumerate(self.model.layers):
             for letter in LETTERS:
-                heads = [h for h in range(layer.n_heads) if f"a{i}.h{h}<{letter}>" in ports]
-                value = layer.project_together(letter, x)
-                if heads:
-                    recorded = layer.project_together(letter, base.pre[i] + changes[2 * i])
-                    value[:, heads] = recorded[:, heads]
-                projected.append(value)
-            q, k, v = projected
-            attended = x + layer.write_together(layer.mix(q, k, v, base.experiment.attention_mask))
-            if layer.b_O is not None:
-                attended = attended + layer.b_O
-            inputs = x if parallel else attended
+                told = [f"a{i}.h{h}<{letter}>" in ports for h in range(layer.n_heads)]
+                if any(told):
+                    recorded = layer.project_together(letter, self.base.pre[i] + changes[2 * i])
+                    where = everywhere[:, None] & torch.tensor(told, device=self.place.device)[:, None, None, None]
+                    replaced[letter, i] = Replaced(where, recorded)
             if f"m{i}" in ports:
-                inputs = self._mlp_input(i) + changes[self._stage(f"m{i}")]
-            x = attended if layer.mlp is None else attended + layer.mlp(inputs)
-        metric = base.experiment.metric
-        return metric.values(model.unembed(base.experiment.read(x), metric.columns))
+                recorded = self.base.values.mlps[i] + self._mlp(i, changes[self._stage(f"m{i}")])
+                replaced["mlp_out", i] = Replaced(everywhere, recorded)
+        return JointRun(self.base).metric_values(replaced)
