@@ -127,6 +127,7 @@ def _groups(
         groups += [Group(node, members(node)) for node in nodes]
         if not nodes or not members(nodes[0]):
             first = {"receivers": "logits, ", "senders": f"{', '.join(graph.inputs)}, ", "through": "none, "}[key]
+            first += "heads, " if graph.config.attn_only else "heads, mlps, "
             last = ", or null for all" if key != "through" else ""
             raise ConfigError(
                 f"patch.{key}={given} is not in this model: give {first}{_known(graph, key == 'receivers')}{last}"

@@ -309,6 +309,21 @@ def test_levels_end_where_nothing_is_strong_and_keep_to_their_senders() -> None:
     assert [str(p) for p in some.maps[1].paths] == ["m0 → m1"]
 
 
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_levels_find_the_circuit_of_a_compiled_program(direction: str) -> None:
+    """Reverse: the logits are what a3.h0 writes, which are the tokens that it moves; the rest is the same anyway."""
+    found = patch(Experiment.build(task="tracr_reverse", size=8), "path", from_="logits", direction=direction)
+    strong = {
+        (path.senders.name, path.receivers.name): effect
+        for one in found.maps
+        for path, effect in one.effects().items()
+        if abs(effect) > 1e-4
+    }
+    ends = {("a3.h0", "logits"): 1, ("input.tok", "a3.h0<v>"): 1}
+    assert strong == pytest.approx(ends, abs=1e-4)
+    assert [one.followed for one in found.maps] == [("a3.h0",), ()]
+
+
 # What must hold exactly.
 
 
@@ -385,11 +400,14 @@ def test_sweeps_take_one_at_a_time() -> None:
     [
         (
             {"senders": "a2.h0"},
-            "patch.senders=a2.h0 is not in this model: give input, a0.h0 to a1.h1, m0 to m1, or null",
+            "patch.senders=a2.h0 is not in this model: give input, heads, mlps, a0.h0 to a1.h1, m0 to m1, or null",
         ),
         ({"senders": "logits"}, "patch.senders=logits is not in this model"),
         ({"senders": []}, "patch.senders is empty: give names, or null for all"),
-        ({"receivers": "input"}, "patch.receivers=input is not in this model: give logits, a0.h0 to a1.h1 (or a port"),
+        (
+            {"receivers": "input"},
+            "patch.receivers=input is not in this model: give logits, heads, mlps, a0.h0 to a1.h1 (or a port",
+        ),
         ({"receivers": ["m0", "a0.h0<z>"]}, "patch.receivers=a0.h0<z> is not in this model"),
         (
             {"senders": ["m0", "m1"], "receivers": "m1"},
@@ -399,7 +417,7 @@ def test_sweeps_take_one_at_a_time() -> None:
         ({"sweep": "all"}, "patch.sweep=all is not known: choose one of both, senders, receivers, none"),
         ({"sweep": "none", "receivers": ["m1", "logits"]}, "patch.sweep=none takes the logits together with other"),
         ({"sweep": "senders", "receivers": None}, "patch.sweep=senders takes the logits together"),
-        ({"through": "neurons"}, "patch.through=neurons is not in this model: give none, a0.h0 to"),
+        ({"through": "neurons"}, "patch.through=neurons is not in this model: give none, heads, mlps, a0.h0 to"),
         ({"through": ["m0", "input"]}, "patch.through=input has nothing before it"),
         ({"direction": "up"}, "patch.direction=up is not known: choose noise, denoise or both"),
         ({"positions": 5}, "patch.positions=5 lies outside the prompts of 5 tokens"),
@@ -422,7 +440,7 @@ def test_what_cannot_be_patched_is_refused(options: dict[str, Any], said: str) -
 
 def test_what_model_or_pairs_do_not_have_is_refused() -> None:
     pairs = random_pairs(7)
-    with pytest.raises(AcdcError, match=r"patch.through=mlps is not in this model: give none, a0.h0 to a1.h1$"):
+    with pytest.raises(AcdcError, match=r"patch.through=mlps is not in this model: give none, heads, a0.h0 to a1.h1$"):
         patch(experiment(small("attention_only", 1), pairs), "path", through="mlps")
     with pytest.raises(AcdcError, match="ablation=zero does not fit job=patch"):
         patch(experiment(small("gpt2", 3), pairs, ablation="zero"), "path")
