@@ -17,70 +17,48 @@ from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching.base import DIRECTIONS, MOST_BYTES, Progress, blocks, by_pair, check_ablation, check_scale, ends
+from acdc.patching import base, estimates, shortlist, site_settings
+from acdc.patching.base import MOST_BYTES, Progress
 from acdc.patching.changes import Changes
 from acdc.patching.result import Patched, SiteMap
-from acdc.patching.sites import WAYS, Choice, Grid
+from acdc.patching.site_settings import SiteSettings
+from acdc.patching.sites import Grid
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is patched.
+class Settings(SiteSettings):
+    """What is patched, besides `SiteSettings`.
 
     Attributes
     ----------
-    name: `activation`.
-    site: one or several of `acdc.patching.sites.KINDS`.
-    by: how the sites of a layer are told apart: `position`, `head`, `head_position`, `neuron`, `neuron_position`;
-        `auto` is by head, neuron or, where there are none, position.
-    direction: `noise`, `denoise` or `both`.
-    layers, heads, neurons: those to patch; None is all.
-    positions: indices, labels or spans `start:end`; None is all. By head or neuron they are patched together.
     sufficient_from, necessary_from: a site is sufficient if denoising it recovers at least this, necessary if noising
         it loses at least this, of the way between the corrupted and the clean metric.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
+    shortlist: None patches every site; `attribution` only those that attribution patching ranks highest.
+    shortlist_size: how many of a map, that is of a kind and direction.
     """
 
     name: str = "activation"
-    site: list[str] | str = "head_output"
-    by: str = "auto"
-    direction: str = "both"
-    layers: list[int] | int | None = None
-    heads: list[int] | int | None = None
-    neurons: list[int] | int | None = None
-    positions: list[int | str] | int | str | None = None
     sufficient_from: float = 0.1
     necessary_from: float = 0.1
-    memory_gb: float | None = None
+    shortlist: str | None = None
+    shortlist_size: int = 20
 
     def __post_init__(self) -> None:
-        if self.direction not in (*DIRECTIONS, "both"):
-            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
-        if self.by not in (allowed := ["auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)]):
-            raise ConfigError(f"patch.by={self.by} is not known: choose one of {', '.join(allowed)}")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        return DIRECTIONS if self.direction == "both" else (self.direction,)
-
-    @property
-    def choice(self) -> Choice:
-        return Choice(self.site, self.by, self.layers, self.heads, self.neurons, self.positions)
+        super().__post_init__()
+        if self.shortlist not in (None, "attribution"):
+            raise ConfigError(f"patch.shortlist={self.shortlist} is not known: give attribution, or null for all sites")
+        if self.shortlist_size < 1:
+            raise ConfigError(f"patch.shortlist_size={self.shortlist_size} is not allowed: give 1 or more")
 
 
 def check(experiment: Experiment, settings: Settings) -> list[Grid]:
-    """The sites that would be patched, a grid a kind; what cannot be done is refused.
+    """The sites, a grid a kind; what cannot be done is refused.
 
     Raises
     ------
-    ConfigError: see `Choice.grids`; an ablation other than `corrupted`. TaskError: the metric is the same on clean and
-    corrupted prompts, so that there is nothing to recover.
+    ConfigError, TaskError: see `acdc.patching.site_settings.check`, and with a shortlist `acdc.patching.estimates.check`.
     """
-    check_ablation(experiment)
-    grids = settings.choice.grids(experiment)
-    check_scale(experiment)
-    return grids
+    return (site_settings if settings.shortlist is None else estimates).check(experiment, settings)
 
 
 def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Patched:
@@ -95,28 +73,30 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     ConfigError, TaskError: see `check`.
     """
     grids = check(experiment, settings)
-    total = len(settings.directions) * sum(map(len, grids))
+    chosen = shortlist.choose(experiment, settings, grids, settings.shortlist_size if settings.shortlist else None)
+    total = sum(int(one.sites.sum()) for one in chosen.values())
     memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
-    row_blocks = blocks(experiment, memory)
+    blocks = base.blocks(experiment, memory)
     done, maps = 0.0, []
-    scale = [by_pair(experiment, values) for values in ends(experiment)]
-    values: dict[tuple[int, str], list[Tensor]] = {}
-    for block in row_blocks:
-        runs = {name: ResumedRun(block, v) for name, v in (("clean", block.clean), ("corrupted", block.ablated))}
-        for i, grid in enumerate(grids):
+    ends = [base.by_pair(experiment, values) for values in base.ends(experiment)]
+    values: dict[tuple[int, str], list[Tensor]] = {key: [] for key in chosen}
+    for block in blocks:
+        runs = base.runs_of(block)
+        for (i, direction), sites in chosen.items():
+            grid = grids[i]
             places = torch.stack([place.mask(block) for place in grid.places])
-            for direction in settings.directions:
-                base, source = ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
-                sweep = _Sweep(runs[base], runs[source], min(memory, MOST_BYTES))
-                parts = []
-                for layer in grid.layers:
-                    parts.append(sweep.layer(grid, layer, places))
-                    done += len(grid) / len(grid.layers) / len(row_blocks)
-                    if progress is not None:
-                        progress(round(done), total)
-                values.setdefault((i, direction), []).append(torch.stack(parts))
+            patched, source = base.roles(direction)
+            sweep = _Sweep(runs[patched], runs[source], min(memory, MOST_BYTES))
+            parts = []
+            for layer, which in zip(grid.layers, sites.sites, strict=True):
+                parts.append(sweep.layer(grid, layer, places, which))
+                done += int(which.sum()) / len(blocks)
+                if progress is not None:
+                    progress(round(done), total)
+            values[i, direction].append(torch.stack(parts))
     for (i, direction), parts in values.items():
-        maps.append(SiteMap(grids[i], direction, by_pair(experiment, torch.cat(parts, -1)), *scale))
+        found = base.by_pair(experiment, torch.cat(parts, -1))
+        maps.append(SiteMap(grids[i], direction, found, ends[0], ends[1], chosen[i, direction].estimate))
     limits = settings.sufficient_from, settings.necessary_from
     return Patched(tuple(maps), experiment.metric_name, settings.choice.subset, *limits)
 
@@ -128,8 +108,14 @@ class _Sweep:
         self.base, self.source = base, source
         self.at_once = max(1, memory // base.bytes_per_variant())
 
-    def layer(self, grid: Grid, layer: int, places: Tensor) -> Tensor:
-        """The metric at every site of a layer, `unit place readout`; `places`: `place row pos`."""
+    @torch.no_grad()
+    def layer(self, grid: Grid, layer: int, places: Tensor, which: Tensor) -> Tensor:
+        """The metric at the sites of a layer, `unit place readout`, NaN at those that are left out.
+
+        Parameters
+        ----------
+        places: `place row pos`. which: the sites to patch, `unit place`.
+        """
         device = self.base.model.device
         changes = Changes(grid.kind, layer, self.base, self.source)
         n_places, together = len(grid.places), grid.units == (None,)
@@ -140,9 +126,11 @@ class _Sweep:
         order = torch.tensor(sorted(range(n_places), key=first.__getitem__), device=device)
         place_of = order.repeat_interleave(len(units))
         unit_of = torch.arange(len(units), device=device).repeat(n_places)
-        values = self.base.model.W_E.new_empty(len(units), n_places, len(self.base.experiment.readouts))
+        left = which.to(device)[unit_of, place_of]
+        place_of, unit_of = place_of[left], unit_of[left]
+        values = self.base.unchanged.new_full((len(units), n_places, len(self.base.experiment.readouts)), torch.nan)
         for start in range(0, len(place_of), self.at_once):
-            at, which = place_of[start : start + self.at_once], unit_of[start : start + self.at_once]
-            change = changes(None if together else units[which], places[at])
-            values[which, at] = self.base.metric_values(layer, grid.kind.point, change)
+            at, unit = place_of[start : start + self.at_once], unit_of[start : start + self.at_once]
+            change = changes(None if together else units[unit], places[at])
+            values[unit, at] = self.base.metric_values(layer, grid.kind.point, change)
         return values

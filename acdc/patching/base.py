@@ -37,6 +37,16 @@ def check_scale(experiment: Experiment) -> None:
         )
 
 
+def runs_of(block: Experiment) -> dict[str, ResumedRun]:
+    """The runs that are patched and patched from, `clean` and `corrupted`."""
+    return {"clean": ResumedRun(block, block.clean), "corrupted": ResumedRun(block, block.ablated)}
+
+
+def roles(direction: str) -> tuple[str, str]:
+    """Of a direction, which run is patched and which gives the values."""
+    return ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
+
+
 def blocks(experiment: Experiment, memory: int) -> list[Experiment]:
     """The experiment, or blocks of its rows such that one patched run of each fits in memory."""
     per_row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1)).bytes_per_variant()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,9 @@ class SiteMap(Measured):
 
     Attributes
     ----------
-    values: the metric of each pair at each site, `layer unit place pair`, in the metric's own direction.
-    clean, corrupted: the same for the two runs, `pair`.
+    values: the metric of each pair at each site, `layer unit place pair`, in the metric's own direction; NaN at sites
+    that a shortlist left out. clean, corrupted: the same for the two runs, `pair`.
+    estimate: the estimated importance that a shortlist was made by, `layer unit place`.
     """
 
     grid: Grid
@@ -75,6 +77,24 @@ class SiteMap(Measured):
     values: Tensor
     clean: Tensor
     corrupted: Tensor
+    estimate: Tensor | None = None
+
+    @property
+    def patched(self) -> Tensor:
+        """Which sites were patched, `layer unit place`."""
+        return ~self.values.isnan().any(-1)
+
+    @property
+    def skipped(self) -> int:
+        """How many sites were left out."""
+        return int((~self.patched).sum())
+
+    @property
+    def largest_skipped(self) -> float:
+        """The largest size of the estimated importance among the sites that were left out; 0 if there are none."""
+        if self.estimate is None or not self.skipped:
+            return 0.0
+        return float(self.estimate[~self.patched].abs().max())
 
 
 @dataclass(frozen=True)
@@ -84,14 +104,14 @@ class Patched:
     Attributes
     ----------
     subset: the name of the subset of sites, empty where all were patched. sufficient_from, necessary_from: the limits
-    of the classes.
+    of the classes; infinite where there are none.
     """
 
     maps: tuple[SiteMap, ...]
     metric: str
     subset: str
-    sufficient_from: float
-    necessary_from: float
+    sufficient_from: float = float("inf")
+    necessary_from: float = float("inf")
 
     @property
     def clean(self) -> float:
@@ -109,25 +129,31 @@ class Patched:
                 yield noise[one.grid.kind.name], one
 
     def classes(self) -> dict[Site, str]:
-        """The class of each site that was patched in both directions.
+        """The class of each site that was patched in both directions, in the order of the grid.
 
         Sufficient: denoising it recovers at least `sufficient_from`. Necessary: noising it loses at least
         `necessary_from`. Sufficient but not necessary means that something else can do the same.
         """
-        found = {}
+        found: dict[Site, str] = {}
+        if math.isinf(self.sufficient_from):
+            return found
         for noise, denoise in self.both():
             pairs = zip(noise.importance.flatten().tolist(), denoise.importance.flatten().tolist(), strict=True)
             for site, (loss, gain) in zip(denoise.grid, pairs, strict=True):
+                if loss != loss or gain != gain:
+                    continue  # left out in one direction
                 found[site] = CLASSES[loss >= self.necessary_from, gain >= self.sufficient_from]
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a site and direction, as in `patch.csv`."""
+        """A row a patched site and direction, as in `patch.csv`."""
         classes = self.classes()
         rows = []
         for one in self.maps:
             numbers = (t.flatten().tolist() for t in (one.recovery, one.std, one.values.mean(-1)))
             for site, recovery, std, value in zip(one.grid, *numbers, strict=True):
+                if value != value:
+                    continue  # left out by a shortlist
                 rows.append(
                     {
                         "site": site.kind,
@@ -149,12 +175,15 @@ class Patched:
 
     def arrays(self) -> dict[str, Any]:
         """Arrays for `patch.npz`: `SITE_DIRECTION` is recovery, `layer unit place`; `SITE_DIRECTION_pairs` has a last
-        axis for the pairs; `SITE_layers`, `_units` (heads or neurons, −1: together) and `_places` name the axes."""
+        axis for the pairs; `SITE_layers`, `_units` (heads or neurons, −1: together) and `_places` name the axes;
+        `SITE_DIRECTION_estimate` is the importance by which a shortlist was made (what it left out is NaN)."""
         arrays: dict[str, Any] = {"clean": self.maps[0].clean.numpy(), "corrupted": self.maps[0].corrupted.numpy()}
         for one in self.maps:
             name = one.grid.kind.name
             arrays[f"{name}_{one.direction}"] = one.recovery.numpy()
             arrays[f"{name}_{one.direction}_pairs"] = one.recoveries.numpy()
+            if one.estimate is not None:
+                arrays[f"{name}_{one.direction}_estimate"] = one.estimate.numpy()
             arrays[f"{name}_layers"] = list(one.grid.layers)
             arrays[f"{name}_units"] = [-1 if unit is None else unit for unit in one.grid.units]
             arrays[f"{name}_places"] = [place.name for place in one.grid.places]

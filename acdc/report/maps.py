@@ -28,11 +28,11 @@ COLOURS = {
 }
 
 
-def draw_map(one: SiteMap, metric: str, folder: Path) -> list[Path]:
-    """An importance map as SITE_DIRECTION.svg and .png: blue-white-red with white at 0, no effect.
+def draw_map(one: SiteMap, metric: str, folder: Path, estimated: bool = False) -> list[Path]:
+    """An importance map as SITE_DIRECTION.svg and .png: blue-white-red with white at 0, no effect; grey was left out.
 
     Sites by head or neuron have layers upward and heads to the right, by position tokens to the right; both together
-    a row for each head.
+    a row for each head. `estimated`: say that the values are estimates.
     """
     values, rows, columns, names = _cells(one)
     height, width = values.shape
@@ -45,10 +45,11 @@ def draw_map(one: SiteMap, metric: str, folder: Path) -> list[Path]:
     )
     figure = new_figure(size)
     axes = figure.add_subplot()
-    limit = float(np.abs(values).max()) or 1.0
+    limit = float(np.nanmax(np.abs(values))) or 1.0
+    axes.set_facecolor("0.82")
     picture = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
-    bar.set_label(f"{KEPT_OR_LOST[one.direction]} (0: no effect)", fontsize=8)
+    bar.set_label(f"{'estimated ' * estimated}{KEPT_OR_LOST[one.direction]} (0: no effect)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.ax.locator_params(nbins=7)
     for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
@@ -64,6 +65,8 @@ def draw_map(one: SiteMap, metric: str, folder: Path) -> list[Path]:
         f"{one.grid.kind.name}, {one.direction}: {one.grid.kind.meaning} ({metric})", fontsize=9, loc="left", wrap=True
     )
     for (y, x), value in np.ndenumerate(values) if numbered else ():
+        if np.isnan(value):
+            continue
         colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= 0.005 else "0.6"
         text = f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
         axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
@@ -75,7 +78,7 @@ def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Pat
     kind = denoise.grid.kind.name
     classes = patched.classes()
     x, y = denoise.importance.flatten().tolist(), noise.importance.flatten().tolist()
-    points = list(zip(denoise.grid, x, y, strict=True))
+    points = [point for point in zip(denoise.grid, x, y, strict=True) if point[0] in classes]
     figure = new_figure((6.4, 5.6))
     axes = figure.add_subplot()
     for name, colour in COLOURS.items():
@@ -100,12 +103,12 @@ def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Pat
     axes.tick_params(labelsize=8)
     axes.set_title(f"{kind}: is it necessary, is it enough? ({patched.metric})", fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _name_points(axes, [point for point in points if classes[point[0]] != "irrelevant"])
+    name_points(axes, [point for point in points if classes[point[0]] != "irrelevant"])
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return save_figure(figure, folder, f"{kind}_classes")
 
 
-def _name_points(axes: Any, points: Sequence[tuple[Site, float, float]]) -> None:
+def name_points(axes: Any, points: Sequence[tuple[Site, float, float]]) -> None:
     """Names beside the points furthest out, none upon another."""
     taken: list[tuple[float, float]] = []
     ordered = sorted(points, key=lambda point: -(point[1] ** 2 + point[2] ** 2))
@@ -130,7 +133,7 @@ def _cells(one: SiteMap) -> tuple[np.ndarray, list[str], list[str], tuple[str, s
     names = [f"{layer}.{grid.kind.units[0]}{unit}" for layer in grid.layers for unit in grid.units]
     what = f"{grid.kind.units} (layer.{grid.kind.units})"
     if len(values) > MOST_ROWS:
-        most = np.sort(np.argsort(-np.abs(values).max(1), kind="stable")[:MOST_ROWS])
+        most = np.sort(np.argsort(-np.nan_to_num(np.abs(values)).max(1), kind="stable")[:MOST_ROWS])
         what = f"the {MOST_ROWS} most important of {len(values):,} {grid.kind.units}s"
         values, names = values[most], [names[i] for i in most]
     return values, names, places, (what, "position")

@@ -29,9 +29,9 @@ DIRECTIONS = {
 }
 
 
-def sites_table(patched: Patched) -> Table:
+def sites_table(patched: Patched, title: str = "The sites that matter most") -> Table:
     """The most important sites of each map."""
-    shown = Table(title="The sites that matter most", title_justify="left", box=None, pad_edge=False)
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(_HEADER):
         shown.add_column(Text(name), justify="right" if i > 2 else "left", overflow="fold")
     for one in patched.maps:
@@ -40,12 +40,25 @@ def sites_table(patched: Patched) -> Table:
     return shown
 
 
+def skipped_notes(patched: Patched) -> list[str]:
+    """Of each map what a shortlist left out, and how much that could matter; empty where all sites were patched."""
+    return [
+        f"{one.grid.kind.name}, {one.direction}: {one.skipped:,} of {len(one.grid):,} sites were not patched; by"
+        f" attribution patching, an estimate, none of them matters more than {one.largest_skipped:.3g} of clean −"
+        " corrupted"
+        for one in patched.maps
+        if one.skipped
+    ]
+
+
 def maps_section(patched: Patched, pictures: Sequence[Path]) -> Section:
     """The importance maps; `pictures` are SVG files named SITE_DIRECTION."""
     html = "".join(
         f"<p>{escape(DIRECTIONS[direction])} (std over {len(patched.maps[0].clean)} pairs in patch.csv).</p>"
         for direction in dict.fromkeys(one.direction for one in patched.maps)
     )
+    if any(one.skipped for one in patched.maps):
+        html += "<p>Grey sites were not patched (<code>patch.shortlist</code>).</p>"
     if any(place.label.endswith("…") for one in patched.maps for place in one.grid.places):
         html += "<p>A token with … behind it is the first pair's; the others have other tokens there.</p>"
     return Section("Importance maps", html + "".join(image(path, f"importance map {path.stem}") for path in pictures))
@@ -66,15 +79,15 @@ def classes_section(patched: Patched, pictures: Sequence[Path]) -> Section:
     return Section("Necessary, sufficient", html if classes else "")
 
 
-def sites_section(patched: Patched) -> Section:
+def sites_section(patched: Patched, title: str = "The sites that matter most") -> Section:
     """The most important sites, more of them."""
     parts = []
     for one in patched.maps:
         rows = [[escape(cell) for cell in row] for row in _rows(patched, one, MOST_ON_PAGE)]
-        title = f"{one.grid.kind.name}, {one.direction}: {min(len(one.grid), MOST_ON_PAGE)} of {len(one.grid):,} sites"
+        which = f"{one.grid.kind.name}, {one.direction}: {len(rows)} of {len(one.grid):,} sites"
         text = table(_HEADER, rows, numeric=range(3, 6))
-        parts.append(f"<details><summary>{escape(title)}</summary>{text}</details>")
-    return Section("The sites that matter most", "".join(parts))
+        parts.append(f"<details><summary>{escape(which)}</summary>{text}</details>")
+    return Section(title, "".join(parts))
 
 
 _HEADER = ["site", "direction", "where", "recovery", "std", "effect", "class"]
@@ -83,7 +96,8 @@ _HEADER = ["site", "direction", "where", "recovery", "std", "effect", "class"]
 def _rows(patched: Patched, one: SiteMap, most: int) -> list[list[str]]:
     classes = patched.classes()
     numbers = zip(*(t.flatten().tolist() for t in (one.recovery, one.std, one.importance)), strict=True)
-    found: list[tuple[Site, tuple[float, ...]]] = list(zip(one.grid, numbers, strict=True))
+    sites: list[tuple[Site, tuple[float, ...]]] = list(zip(one.grid, numbers, strict=True))
+    found = [item for item in sites if item[1][0] == item[1][0]]  # without those that were left out
     found.sort(key=lambda item: -abs(item[1][2]))
     return [
         [one.grid.kind.name, one.direction, str(site), *map(_short, values), classes.get(site, "")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
@@ -19,7 +21,10 @@ from acdc.patching.result import CLASSES, Patched
 from acdc.report.html import configuration, notes_section, number, write_page
 from acdc.report.maps import draw_classes, draw_map
 from acdc.report.pairs import pairs_section
-from acdc.report.patching import classes_section, maps_section, sites_section, sites_table
+from acdc.report.patching import classes_section, maps_section, sites_section, sites_table, skipped_notes
+from acdc.tracking import say
+
+log = logging.getLogger(__name__)
 
 
 def work(prepared: Prepared, folder: Path, console: Console) -> Outcome:
@@ -29,7 +34,10 @@ def work(prepared: Prepared, folder: Path, console: Console) -> Outcome:
         patched = activation.patch(prepared.experiment, prepared.settings.patch, progress)
     seconds = time.monotonic() - start
     console.print(sites_table(patched))
-    files = _write(patched, prepared, folder)
+    for note in (skipped := skipped_notes(patched)):
+        log.warning("%s", note)
+        say(console, f"note: {note}")
+    files = _write(patched, [*prepared.notes, *skipped], prepared, folder)
     return {**_metrics(patched), "seconds": round(seconds, 3)}, files
 
 
@@ -39,21 +47,24 @@ def _metrics(patched: Patched) -> dict[str, Any]:
         "metric": patched.metric,
         "clean": patched.clean,
         "corrupted": patched.corrupted,
-        "sites": sum(len(one.grid) for one in patched.maps),
+        "sites": sum(len(one.grid) - one.skipped for one in patched.maps),
+        "skipped": sum(one.skipped for one in patched.maps),
         "pairs": len(patched.maps[0].clean),
     }
     for one in patched.maps:
         name = f"{one.grid.kind.name}_{one.direction}"
-        best = int(one.importance.flatten().argmax())
+        best = int(one.importance.nan_to_num(-torch.inf).flatten().argmax())
         metrics[f"{name}_strongest"] = str(list(one.grid)[best])
         metrics[f"{name}_recovery"] = float(one.recovery.flatten()[best])
+        if one.skipped:
+            metrics |= {f"{name}_skipped": one.skipped, f"{name}_largest_skipped": one.largest_skipped}
     if classes := Counter(patched.classes().values()):
         metrics |= {name: classes[name] for name in CLASSES.values()}
     return metrics
 
 
-def _write(patched: Patched, prepared: Prepared, folder: Path) -> dict[str, Path]:
-    """Every file of the job but `metrics.json`."""
+def _write(patched: Patched, notes: list[str], prepared: Prepared, folder: Path) -> dict[str, Path]:
+    """Every file of the job but `metrics.json`; `notes` stand first on the page."""
     maps = [path for one in patched.maps for path in draw_map(one, patched.metric, folder)]
     quadrants = [path for pair in patched.both() for path in draw_classes(*pair, patched, folder)]
     files = {path.name: path for path in [*maps, *quadrants]}
@@ -65,7 +76,7 @@ def _write(patched: Patched, prepared: Prepared, folder: Path) -> dict[str, Path
     experiment = prepared.experiment
     sites = ", ".join(dict.fromkeys(one.grid.kind.name for one in patched.maps))
     sections = [
-        notes_section(prepared.notes),
+        notes_section(notes),
         maps_section(patched, [path for path in maps if path.suffix == ".svg"]),
         classes_section(patched, [path for path in quadrants if path.suffix == ".svg"]),
         sites_section(patched),
