@@ -1,0 +1,261 @@
+"""Direct logit attribution (Elhage et al. 2021): what each part of the model writes into the logit difference itself.
+
+The logits are linear in the residual stream once the final norm's scale is taken as it is in the run, and the stream is
+the sum of what embedding, heads, MLPs and biases write. So the logit difference is exactly the sum of their shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.ablation import Values
+from acdc.engine.full import streams
+from acdc.errors import ConfigError
+from acdc.experiment import Experiment
+from acdc.metrics import Metric
+from acdc.patching import base
+from acdc.patching.base import Progress
+
+WAYS = ("layer", "sublayer", "head", "neuron")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the logit difference is taken apart.
+
+    Attributes
+    ----------
+    name: `direct`.
+    by: one or several of `WAYS`, each a sum of its own: whole layers (biases included); attention and MLP of each
+        layer; heads and MLPs; heads and neurons.
+    """
+
+    name: str = "direct"
+    by: list[str] | str = field(default_factory=lambda: ["layer", "head"])
+
+    def __post_init__(self) -> None:
+        for way in self.ways:
+            if way not in WAYS:
+                raise ConfigError(f"patch.by={way} is not known: choose from {', '.join(WAYS)}")
+        if not self.ways:
+            raise ConfigError(f"patch.by is empty: choose from {', '.join(WAYS)}")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.by] if isinstance(self.by, str) else self.by))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What writes: `embed`, `pos_embed`, `attn`, `attn_bias`, `head`, `mlp`, `mlp_bias`, `neuron`, `layer` or
+    `final_bias`, the last of these what the final norm's bias and the unembedding's add."""
+
+    kind: str
+    layer: int | None = None
+    unit: int | None = None
+
+    def __str__(self) -> str:
+        short = {"attn": "a{0}", "head": "a{0}.h{1}", "mlp": "m{0}", "neuron": "m{0}.n{1}", "layer": "layer {0}"}
+        names = {"attn_bias": "a{0} bias", "mlp_bias": "m{0} bias"}
+        return (short | names).get(self.kind, self.kind).format(self.layer, self.unit)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One way to take the logit difference apart.
+
+    Attributes
+    ----------
+    parts: what writes, in the order of the residual stream. clean, corrupted: the share of each in its run's logit
+    difference, `part pair`; their sums over the parts are `acdc.patching.direct.Direct`'s.
+    """
+
+    by: str
+    parts: tuple[Part, ...]
+    clean: Tensor
+    corrupted: Tensor
+
+    @property
+    def difference(self) -> Tensor:
+        """Clean − corrupted, `part pair`."""
+        return self.clean - self.corrupted
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The result. `clean`, `corrupted`: the metric of each pair, `pair`."""
+
+    shares: tuple[Shares, ...]
+    metric: str
+    clean: Tensor
+    corrupted: Tensor
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a part, as in `direct.csv`; `cumulative` sums up to and with the part, over clean prompts."""
+        rows = []
+        for one in self.shares:
+            columns = (one.clean.mean(-1), one.corrupted.mean(-1), one.difference.mean(-1))
+            spread = one.clean.std(-1).tolist() if len(self.clean) > 1 else [None] * len(one.parts)
+            numbers = zip(*(c.tolist() for c in (*columns, columns[0].cumsum(0))), spread, strict=True)
+            for part, (clean, corrupted, difference, cumulative, std) in zip(one.parts, numbers, strict=True):
+                rows.append(
+                    {
+                        "by": one.by,
+                        "part": str(part),
+                        "kind": part.kind,
+                        "layer": part.layer,
+                        "head": part.unit if part.kind == "head" else None,
+                        "neuron": part.unit if part.kind == "neuron" else None,
+                        "clean": clean,
+                        "corrupted": corrupted,
+                        "difference": difference,
+                        "std_clean": std,
+                        "cumulative": cumulative,
+                        "n": len(self.clean),
+                    }
+                )
+        return rows
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for `direct.npz`: `BY_clean`, `BY_corrupted` (`part pair`), `BY_parts`; `clean`, `corrupted`: the
+        metric of each pair."""
+        arrays: dict[str, Any] = {"clean": self.clean.numpy(), "corrupted": self.corrupted.numpy()}
+        for one in self.shares:
+            arrays[f"{one.by}_clean"], arrays[f"{one.by}_corrupted"] = one.clean.numpy(), one.corrupted.numpy()
+            arrays[f"{one.by}_parts"] = [str(part) for part in one.parts]
+        return arrays
+
+
+def check(experiment: Experiment, settings: Settings) -> None:
+    """What has no direct shares is refused.
+
+    Raises
+    ------
+    ConfigError: a metric that is not linear in the logits; an ablation other than `corrupted`; neurons where there are
+    no MLPs.
+    """
+    base.check_ablation(experiment)
+    if experiment.metric_name != "logit_diff":
+        raise ConfigError(
+            f"metric={experiment.metric_name} is not a sum of what each part writes, so it does not fit patch=direct:"
+            " give metric=logit_diff"
+        )
+    if "neuron" in settings.ways and experiment.model.layers[0].mlp is None:
+        raise ConfigError(f"patch.by=neuron: {experiment.model.name} has no MLPs; choose layer, sublayer or head")
+
+
+def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Direct:
+    """The share of every part in the logit difference, on clean and on corrupted prompts.
+
+    Each run has its own final norm's scale, so that its shares sum to its own logit difference.
+
+    Parameters
+    ----------
+    progress: is told how many sums are done, and of how many: one for each run and way.
+
+    Raises
+    ------
+    ConfigError: see `check`.
+    """
+    check(experiment, settings)
+    found: dict[str, list[Tensor]] = {way: [] for way in settings.ways}
+    parts: dict[str, tuple[Part, ...]] = {}
+    steps = [(run, way) for run in (experiment.clean, experiment.ablated) for way in settings.ways]
+    for done, (run, way) in enumerate(steps, 1):
+        groups = list(_Sums(experiment, run).parts(way))
+        parts[way] = tuple(part for some, _ in groups for part in some)
+        found[way].append(torch.cat([base.by_pair(experiment, shares) for _, shares in groups]))
+        if progress is not None:
+            progress(done, len(steps))
+    ends = (base.by_pair(experiment, values) for values in base.ends(experiment))
+    return Direct(tuple(Shares(way, parts[way], *found[way]) for way in settings.ways), experiment.metric_name, *ends)
+
+
+def directions(experiment: Experiment, stream: Tensor) -> tuple[Tensor, Tensor]:
+    """The metric as a linear function of the last residual stream, its final norm's scale held at that of `stream`.
+
+    Parameters
+    ----------
+    stream: of a run at the readouts, `readout d_model`.
+
+    Returns `readout d_model`, whose product with what a part writes there is its share of the metric, and `readout`,
+    the rest: the share of the final norm's bias and the unembedding's. Exact for `logit_diff`; of another metric the
+    tangent at `stream`.
+    """
+    model, metric = experiment.model, experiment.metric
+    norm = model.final_norm
+    scale = stream.new_ones(len(stream), 1)
+    if norm.kind != "none":
+        centred = stream - stream.mean(-1, keepdim=True) if norm.kind == "layer" else stream
+        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps)
+    W, b = model.W_U, model.b_U
+    if metric.columns is not None:
+        W, b = W[:, metric.columns], None if b is None else b[metric.columns]
+
+    def logits(x: Tensor) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) * scale
+        x = x if norm.weight is None else x * norm.weight
+        x = x if norm.bias is None else x + norm.bias
+        return x @ W if b is None else x @ W + b
+
+    return _tangent(metric, logits, stream)
+
+
+def _tangent(metric: Metric, logits: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[Tensor, Tensor]:
+    at = stream.detach().requires_grad_()
+    with torch.enable_grad():
+        values = metric.values(logits(at))
+        (slope,) = torch.autograd.grad(values.sum(), at)
+    return slope, values.detach() - (slope * stream).sum(-1)
+
+
+class _Sums:
+    """A run's shares: each part's write at the readouts, times the metric's direction there."""
+
+    @torch.no_grad()
+    def __init__(self, experiment: Experiment, values: Values) -> None:
+        self.experiment, self.model, self.values = experiment, experiment.model, values
+        _, mlp, final = streams(experiment.model, values)
+        self.mlp_inputs = [experiment.read(x) for x in mlp]
+        self.direction, self.rest = directions(experiment, experiment.read(final))
+
+    @torch.no_grad()
+    def parts(self, way: str) -> Iterator[tuple[list[Part], Tensor]]:
+        """All parts of a way, in groups, with the share of each at each readout, `part readout`."""
+        for name, written in zip(("embed", "pos_embed"), self.values.inputs, strict=False):
+            yield [Part(name)], self._share(written)
+        for i in range(len(self.model.layers)):
+            if way == "layer":
+                shares = torch.cat([shares for _, shares in self._layer(i, "sublayer")])
+                yield [Part("layer", i)], shares.sum(0, keepdim=True)
+            else:
+                yield from self._layer(i, way)
+        yield [Part("final_bias")], self.rest[None]
+
+    def _layer(self, i: int, way: str) -> Iterator[tuple[list[Part], Tensor]]:
+        layer = self.model.layers[i]
+        z = self.experiment.read(self.values.heads[i])
+        heads = torch.einsum("hre,hed,rd->hr", z, layer.W_O, self.direction)
+        if way == "sublayer":
+            yield [Part("attn", i)], heads.sum(0, keepdim=True)
+        else:
+            yield [Part("head", i, head) for head in range(len(heads))], heads
+        if layer.b_O is not None:
+            yield [Part("attn_bias", i)], (self.direction @ layer.b_O)[None]
+        if layer.mlp is None:
+            return
+        if way != "neuron":
+            yield [Part("mlp", i)], self._share(self.values.mlps[i])
+            return
+        neurons = (layer.mlp.neurons(self.mlp_inputs[i]) * (self.direction @ layer.mlp.W_out.T)).T
+        yield [Part("neuron", i, neuron) for neuron in range(len(neurons))], neurons
+        if layer.mlp.b_out is not None:
+            yield [Part("mlp_bias", i)], (self.direction @ layer.mlp.b_out)[None]
+
+    def _share(self, written: Tensor) -> Tensor:
+        return (self.experiment.read(written) * self.direction).sum(-1)[None]
