@@ -56,7 +56,7 @@ def check(experiment: Experiment, settings: Settings) -> list[Grid]:
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.site_settings.check`, and with a shortlist `acdc.patching.estimates.check`.
+    ConfigError, TaskError: see `acdc.patching.site_settings.check`, with a shortlist `acdc.patching.estimates.check`.
     """
     return (site_settings if settings.shortlist is None else estimates).check(experiment, settings)
 

@@ -28,8 +28,8 @@ def check(experiment: Experiment, settings: SiteSettings, grad_drop: bool = Fals
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.site_settings.check`; a metric that has no gradient on the clean run; GradDrop in
-    a model of one layer.
+    ConfigError, TaskError: see `acdc.patching.site_settings.check`; a metric that has no gradient on the clean run;
+    GradDrop in a model of one layer.
     """
     grids = site_settings.check(experiment, settings)
     if experiment.metric_name in _STATIONARY and "noise" in settings.directions:
