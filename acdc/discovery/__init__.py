@@ -13,11 +13,11 @@ from acdc.discovery.base import Decision, Observer, Store
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
-METHODS = ("acdc",)
+METHODS = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
 
 
 def load(method: str) -> ModuleType:
-    """The module of a method, with its `Settings` and `discover`."""
+    """The module of a method, with its `Settings`, `check` and `discover`."""
     if method not in METHODS:
         raise ConfigError(f"method={method} does not exist; choose one of {', '.join(METHODS)}")
     return importlib.import_module(f"{__name__}.{method}")

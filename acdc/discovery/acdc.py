@@ -74,6 +74,17 @@ class Settings:
             raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
 
 
+def check(experiment: Experiment, settings: Settings) -> float:
+    """The threshold; ConfigError where none is given and none is known for this task and metric."""
+    threshold = settings.threshold if settings.threshold is not None else experiment.default_threshold
+    if threshold is None:
+        raise ConfigError(
+            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
+            " give method.threshold=NUMBER"
+        )
+    return threshold
+
+
 def discover(
     experiment: Experiment,
     settings: Settings,
@@ -90,15 +101,10 @@ def discover(
 
     Raises
     ------
-    ConfigError: no threshold given and none known for this task and metric.
+    ConfigError: as in `check`.
     RunError: the decisions to replay are not those of such a run.
     """
-    threshold = settings.threshold if settings.threshold is not None else experiment.default_threshold
-    if threshold is None:
-        raise ConfigError(
-            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
-            " give method.threshold=NUMBER"
-        )
+    threshold = check(experiment, settings)
     return _Pruning(experiment, settings, threshold, observer or NoObserver(), list(replay)).run()
 
 

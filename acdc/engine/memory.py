@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import psutil
 import torch
 
 from acdc.errors import ConfigError
+from acdc.experiment import Experiment
 
 _SHARE = 0.25  # of what is free
 
@@ -18,3 +21,19 @@ def budget_bytes(device: torch.device, memory_gb: float | None = None, group: st
         return int(memory_gb * 2**30)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(_SHARE * free)
+
+
+def rows_at_once(experiment: Experiment, bytes_per_row: int, memory_gb: float | None = None) -> int:
+    """How many of an experiment's rows fit in memory together, at least one."""
+    fitting = budget_bytes(experiment.model.device, memory_gb) // bytes_per_row
+    return max(1, min(fitting, len(experiment.batch.clean)))
+
+
+def row_blocks(experiment: Experiment, rows: int) -> Iterator[Experiment]:
+    """The experiment in blocks of so many rows, one after another; weights stay, so that losses add up."""
+    n_rows = len(experiment.batch.clean)
+    if rows >= n_rows:
+        yield experiment
+        return
+    for start in range(0, n_rows, rows):
+        yield experiment.rows(start, min(start + rows, n_rows))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acdc import patching
+from acdc import discovery, patching
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError, FormatError, TaskError
 from acdc.evaluation.ground_truth import load_truth
@@ -65,11 +65,8 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
         )
     if isinstance(settings.job, EvaluateSettings) and settings.job.truth is not None:
         load_truth(settings.job.truth, Graph(experiment.model.config))  # refused now, if it has to be
-    if job == "discover" and getattr(settings.method, "threshold", 0) is None and experiment.default_threshold is None:
-        raise ConfigError(
-            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
-            " give method.threshold=NUMBER"
-        )
+    if job == "discover":
+        discovery.load(settings.method.name).check(experiment, settings.method)
     if job == "patch":
         patching.load(settings.patch.name).check(experiment, settings.patch)
     wanted = settings.task.check != "off" or job == "check"

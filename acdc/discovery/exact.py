@@ -1,0 +1,123 @@
+"""Every edge's effect by itself: the loss with only this edge removed, minus the loss of the full model.
+
+With all other edges present there is one residual stream. Removing an edge changes what its receiver's node writes
+there, and nothing else before it; from the node's layer on the run is an ordinary one, taken up with the changed stream
+for many edges at once (`acdc.engine.resumed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.circuit import Circuit
+from acdc.discovery.base import Decision, Observer, Store
+from acdc.discovery.scores import Piece, Work, add_up, to_circuit
+from acdc.discovery.selection import SelectionSettings, check_selection
+from acdc.engine.gradients import bytes_per_row, sender_changes
+from acdc.engine.memory import budget_bytes
+from acdc.engine.resumed import ResumedRun
+from acdc.experiment import Experiment
+from acdc.graph import parse_node
+from acdc.model.linear import linear
+
+SCORE = "the loss with only this edge removed − the loss of the full model: positive means that the edge helps"
+_MOST_BYTES = 2**28  # of one batch: larger ones are no faster
+
+
+@dataclass(frozen=True)
+class Settings(SelectionSettings):
+    """The method's options.
+
+    Attributes
+    ----------
+    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
+    """
+
+    name: str = "exact"
+    memory_gb: float | None = None
+
+
+def check(experiment: Experiment, settings: Settings) -> None:
+    """ConfigError where more edges are asked for than there are."""
+    check_selection(experiment.graph, settings)
+
+
+def discover(
+    experiment: Experiment,
+    settings: Settings,
+    observer: Observer | None = None,
+    replay: Sequence[Decision] = (),
+    store: Store | None = None,
+) -> Circuit:
+    """Measure every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
+    check(experiment, settings)
+    memory = min(budget_bytes(experiment.model.device, settings.memory_gb), _MOST_BYTES)
+    receivers = [receiver for receiver, _ in experiment.graph.test_order]
+
+    def pieces(block: Experiment) -> Iterator[Piece]:
+        made: list[_Block] = []
+
+        def piece(receiver: str) -> Tensor:
+            made[:] = made or [_Block(block, memory)]
+            return made[0].effects(receiver)
+
+        for receiver in receivers:
+            yield lambda receiver=receiver: piece(receiver)  # type: ignore[misc]
+
+    work = Work(pieces, len(receivers), bytes_per_row(experiment), settings.memory_gb)
+    return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
+
+
+class _Block:
+    """The effects of edges on some rows' part of the loss."""
+
+    @torch.no_grad()
+    def __init__(self, experiment: Experiment, memory: int) -> None:
+        self.experiment, self.graph, self.model = experiment, experiment.graph, experiment.model
+        self.changes = sender_changes(experiment)
+        self.run = ResumedRun(experiment, experiment.clean)
+        self.at_once = max(1, memory // self.run.bytes_per_variant())
+
+    @torch.no_grad()
+    def effects(self, receiver: str) -> Tensor:
+        """The loss without each edge into a receiver, minus that with it: `port sender`, 0 at other ports."""
+        metric, n_senders = self.experiment.metric, self.graph.n_senders_of(receiver)
+        weight = self.experiment.readouts.weight.double()
+        effects = torch.zeros(len(self.graph.ports), len(self.graph.senders), dtype=torch.float64)
+        node = parse_node(receiver)
+        layer = len(self.model.layers) - 1 if receiver == "logits" else node.layer
+        point = "mid" if node.kind == "head" else "post"
+        for start in range(0, n_senders, self.at_once):
+            senders = slice(start, min(start + self.at_once, n_senders))
+            values = self.run.metric_values(layer, point, self._written(receiver, self.changes[senders]))
+            difference = ((values.double() - self.run.unchanged.double()) * weight).sum(-1)
+            effects[self.graph.port_index[receiver], senders] = metric.as_loss(difference).cpu()
+        return effects
+
+    def _written(self, receiver: str, change: Tensor) -> Tensor:
+        """What changes of a receiver's input, `sender row pos d_model`, add to the residual stream, of that shape.
+
+        Where nothing can change it is 0 exactly, so that it need not be computed further on.
+        """
+        if receiver == "logits":
+            return change
+        node, run = parse_node(receiver), self.run
+        layer, touched = self.model.layers[node.layer], change.any(-1)
+        if node.kind == "mlp":
+            assert layer.mlp is not None
+            stream = run.pre if self.model.config.parallel_attn_mlp else run.mid
+            x = stream[node.layer].expand_as(change)[touched]
+            written = torch.zeros_like(change)
+            written[touched] = layer.mlp(x + change[touched]) - layer.mlp(x)
+            return written
+        qkv = {"q": run.q, "k": run.k, "v": run.v}
+        before = {letter: of_layers[node.layer][node.head] for letter, of_layers in qkv.items()}
+        after = {**before, node.port: layer.project_head(node.port, node.head, run.pre[node.layer] + change)}
+        z, new = (layer.mix(x["q"], x["k"], x["v"], self.experiment.attention_mask) for x in (before, after))
+        if node.port != "q":  # a key or value is read by later queries, or by all
+            touched = touched.cumsum(-1) > 0 if self.model.causal else touched.any(-1, keepdim=True)
+        return linear((new - z) * touched[..., None], layer.W_O[node.head].T)

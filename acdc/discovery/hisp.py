@@ -1,0 +1,94 @@
+"""HISP: head importance scores (Michel, Levy and Neubig 2019, arXiv:1905.10650), as the original ACDC compares them.
+
+A node is scored by |activation · gradient| in the clean run, the loss's derivative by a mask on it, its mean over pairs.
+As in the original's code, each head's q, k and v and each MLP are nodes, and the scores of a layer are divided by their
+norm. An edge stays as long as both its ends do, so its score is the smaller one of the sender's and the receiver's: a
+head as a sender stays as long as its q, k or v does (their largest score); `input` and `logits` always stay (score 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.circuit import Circuit
+from acdc.discovery.base import Decision, Observer, Store
+from acdc.discovery.scores import Piece, Work, add_up, check_gradients, check_slope, to_circuit
+from acdc.discovery.selection import SelectionSettings
+from acdc.engine.gradients import GradientRun, bytes_per_row
+from acdc.engine.mask import port_rows
+from acdc.experiment import Experiment
+from acdc.graph import LETTERS, Graph, parse_node
+
+SCORE = (
+    "the smaller importance of its two ends, |activation · gradient of the loss| as a share of the layer's norm;"
+    " importance has no sign"
+)
+
+
+@dataclass(frozen=True)
+class Settings(SelectionSettings):
+    """The method's options.
+
+    Attributes
+    ----------
+    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
+    """
+
+    name: str = "hisp"
+    memory_gb: float | None = None
+
+
+def check(experiment: Experiment, settings: Settings) -> None:
+    """ConfigError where the method has nothing to say: see `check_gradients` and `check_slope`."""
+    check_gradients(experiment, settings)
+    check_slope(experiment, settings)
+
+
+def discover(
+    experiment: Experiment,
+    settings: Settings,
+    observer: Observer | None = None,
+    replay: Sequence[Decision] = (),
+    store: Store | None = None,
+) -> Circuit:
+    """Score every node and with them the edges, and keep those that `settings.select` says; ConfigError as in `check`.
+
+    What is removed does not count: the score is that of a mask on the activation, whatever the ablation.
+    """
+    check(experiment, settings)
+
+    def pieces(block: Experiment) -> Iterator[Piece]:
+        yield lambda: _importance(block)
+
+    work = Work(pieces, 1, bytes_per_row(experiment), settings.memory_gb)
+    importance = add_up(experiment, work, observer, store)[:, 0]
+    return to_circuit(experiment, settings, edge_scores(experiment.graph, importance), SCORE)
+
+
+def _importance(block: Experiment) -> Tensor:
+    """Σ over rows of |activation · gradient| of each port's node, `port sender`, the same for every sender."""
+    graph = block.graph
+    scores = torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
+    for at in GradientRun(block).gradients():
+        if at.value is not None and at.value_gradient is not None:
+            by_row = (at.value.double() * at.value_gradient.double()).sum((-2, -1))
+            scores[at.rows] = by_row.abs().sum(-1, keepdim=True).cpu()
+    return scores
+
+
+def edge_scores(graph: Graph, importance: Tensor) -> Tensor:
+    """Scores of edges, `port sender`, from those of ports, `port`."""
+    receivers, senders = torch.ones(len(graph.ports), dtype=torch.float64), []
+    for i in range(graph.config.n_layers):
+        heads, mlp = port_rows(graph, i)
+        layer = slice(heads["q"].start, heads["v"].stop if mlp is None else mlp + 1)
+        receivers[layer] = importance[layer] / importance[layer].norm().clamp_min(1e-6)
+    for name in graph.senders:
+        node = parse_node(name)
+        ports = [f"{name}<{letter}>" for letter in LETTERS] if node.kind == "head" else [name]
+        senders.append(max((receivers[graph.port_index[p]].item() for p in ports if p in graph.port_index), default=1.0))
+    return torch.minimum(receivers[:, None], torch.tensor(senders, dtype=torch.float64))
