@@ -176,12 +176,29 @@ def _sweep(config: Any, overrides: list[str], config_dir: str | None) -> int:
         # The folder is given as it stands now: its default holds the time.
         fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(folder)}"]
         try:
-            hydra.multirun("config", _job_of_sweep, [*extra, *overrides, *fixed])
+            hydra.multirun("config", _job_of_sweep, [*extra, *_swept_together(overrides, hydra), *fixed])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the runs are in {folder}: go on with each by acdc resume=FOLDER") from None
     finished = show_sweep(folder)
     lacking = len(combinations) - finished
     return _refuse(f"{lacking} of {len(combinations)} runs did not finish: see {folder}") if lacking else 0
+
+
+def _swept_together(overrides: list[str], hydra: Any) -> list[str]:
+    """The overrides with a sweep over one value for every key of a group that is swept (`method=eap,hisp
+    method.edges=20`): a plain one Hydra would apply to the option that is chosen without the sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+    groups = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    together = []
+    for text, override in zip(overrides, parsed, strict=True):
+        key, _, value = text.partition("=")
+        plain = not override.is_sweep_override() and not override.is_delete()
+        together.append(
+            f"{key}=choice({value})" if plain and override.key_or_group.partition(".")[0] in groups else text
+        )
+    return together
 
 
 def _job_of_sweep(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""EAP with the mean of the gradients in the clean and in the corrupted run (MIB, Mueller et al. 2025, arXiv:2504.13151).
+"""EAP with the mean of the gradients in the clean and the corrupted run (MIB, Mueller et al. 2025, arXiv:2504.13151).
 
 Two passes instead of EAP-IG's many, and enough where a metric has no slope at the clean run.
 """
@@ -16,8 +16,8 @@ from acdc.engine.gradients import Replaced
 from acdc.experiment import Experiment
 
 SCORE = (
-    "(corrupted − clean) output of the sender times the mean of the loss's gradients at the receiver in the clean and in"
-    " the corrupted run; positive means that the edge helps"
+    "(corrupted − clean) output of the sender times the mean of the loss's gradients at the receiver in the clean and"
+    " in the corrupted run; positive means that the edge helps"
 )
 
 

@@ -46,20 +46,20 @@ class Settings(SelectionSettings):
 
     Attributes
     ----------
-    on: `inputs` or `activations`: what is changed step by step from corrupted to clean.
+    interpolate: `inputs` or `activations`: what is changed step by step from corrupted to clean.
     steps: how many runs there are on the way (of each group of senders, with `activations`).
     memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
     """
 
     name: str = "eap_ig"
-    on: str = "inputs"
+    interpolate: str = "inputs"
     steps: int = 5
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.on not in WAYS:
-            raise ConfigError(f"method.on={self.on} is not known: choose one of {', '.join(WAYS)}")
+        if self.interpolate not in WAYS:
+            raise ConfigError(f"method.interpolate={self.interpolate} is not known: choose one of {', '.join(WAYS)}")
         if self.steps < 1:
             raise ConfigError(f"method.steps={self.steps} is not allowed: give 1 or more")
 
@@ -73,8 +73,8 @@ def check(experiment: Experiment, settings: Settings) -> None:
     clean run, a metric without a slope there; see also `check_gradients`.
     """
     check_gradients(experiment, settings)
-    if settings.on == "inputs":
-        check_two_runs(experiment, settings, "method.on=activations")
+    if settings.interpolate == "inputs":
+        check_two_runs(experiment, settings, "method.interpolate=activations")
     elif settings.steps == 1:
         check_slope(experiment, settings)
 
@@ -89,7 +89,7 @@ def discover(
     """Score every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
     check(experiment, settings)
     n, config = settings.steps, experiment.model.config
-    if settings.on == "inputs":
+    if settings.interpolate == "inputs":
         runs = [_between("inputs", 0, k / n) for k in range(n)]
     else:
         kinds = ("heads",) if config.attn_only else ("heads", "mlp")

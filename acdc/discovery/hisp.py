@@ -1,8 +1,8 @@
 """HISP: head importance scores (Michel, Levy and Neubig 2019, arXiv:1905.10650), as the original ACDC compares them.
 
-A node is scored by |activation · gradient| in the clean run, the loss's derivative by a mask on it, its mean over pairs.
-As in the original's code, each head's q, k and v and each MLP are nodes, and the scores of a layer are divided by their
-norm. An edge stays as long as both its ends do, so its score is the smaller one of the sender's and the receiver's: a
+A node is scored by |activation · gradient| in the clean run, the loss's derivative by a mask on it, the mean over pairs
+of its size. As in the original's code, each head's q, k and v and each MLP are nodes, and the scores of a layer are
+divided by their norm. An edge stays as long as both its ends do, so its score is the smaller one of the sender's and the receiver's: a
 head as a sender stays as long as its q, k or v does (their largest score); `input` and `logits` always stay (score 1).
 """
 
@@ -90,5 +90,7 @@ def edge_scores(graph: Graph, importance: Tensor) -> Tensor:
     for name in graph.senders:
         node = parse_node(name)
         ports = [f"{name}<{letter}>" for letter in LETTERS] if node.kind == "head" else [name]
-        senders.append(max((receivers[graph.port_index[p]].item() for p in ports if p in graph.port_index), default=1.0))
+        senders.append(
+            max((receivers[graph.port_index[p]].item() for p in ports if p in graph.port_index), default=1.0)
+        )
     return torch.minimum(receivers[:, None], torch.tensor(senders, dtype=torch.float64))

@@ -23,8 +23,8 @@ from acdc.engine.mask import port_rows
 from acdc.experiment import Experiment
 
 SCORE = (
-    "the share of the receiver's input that the sender makes in the clean run, by its proximity to that input; it has no"
-    " sign, and says nothing of the metric"
+    "the share of the receiver's input that the sender makes in the clean run, by its proximity to that input; it has"
+    " no sign, and says nothing of the metric"
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,7 +15,6 @@ from acdc.engine.gradients import GradientRun, Replaced, bytes_per_row, sender_c
 from acdc.engine.memory import row_blocks, rows_at_once
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
-from acdc.graph import Edge
 
 Piece = Callable[[], Tensor]  # scores, `port sender`, of which a method's are the sum
 FLAT = ("kl_div", "l2")  # metrics that have their least value, and no slope, at the full model
@@ -93,7 +92,8 @@ def to_circuit(experiment: Experiment, settings: SelectionSettings, scores: Tens
 # Of the methods that take a gradient.
 
 
-def gradient_work(experiment: Experiment, runs: list[Callable[[Experiment], Replaced | None]], memory_gb: float | None
+def gradient_work(
+    experiment: Experiment, runs: Sequence[Callable[[Experiment], Replaced | None]], memory_gb: float | None
 ) -> Work:
     """Scores (ablated − clean) · gradient, the gradient's mean over some runs.
 
@@ -162,5 +162,3 @@ def check_two_runs(experiment: Experiment, settings: SelectionSettings, instead:
             f"ablation={experiment.ablation.name} does not fit method={settings.name}, which goes from the corrupted"
             f" run to the clean one: give ablation=corrupted, or {instead}"
         )
-
-

@@ -93,7 +93,8 @@ def _greedily(graph: Graph, ranks: Mapping[Edge, float], n_edges: int) -> list[E
     into: dict[str, list[tuple[float, int, Edge]]] = {}
     for i, (edge, rank) in enumerate(ranks.items()):
         into.setdefault(node_of(edge.receiver), []).append((rank, i, edge))
-    inside, candidates, chosen = {"logits"}, list(into["logits"]), []
+    inside, candidates = {"logits"}, list(into["logits"])
+    chosen: list[Edge] = []
     heapq.heapify(candidates)
     while candidates and len(chosen) < n_edges:
         _, _, edge = heapq.heappop(candidates)

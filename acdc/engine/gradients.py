@@ -140,7 +140,8 @@ class GradientRun:
             x = self.attention[i].expand(layer.n_heads, -1, -1, -1)
             inputs = [x.detach().requires_grad_() for _ in LETTERS]  # a port of its own for each head
             values = [layer.project(letter, port) for letter, port in zip(LETTERS, inputs, strict=True)]
-            written = layer.write_together(layer.mix(*values, self.experiment.attention_mask))
+            q, k, v = values
+            written = layer.write_together(layer.mix(q, k, v, self.experiment.attention_mask))
             gradients = torch.autograd.grad(written, (*inputs, *values), behind)
         return [(gradients[j], values[j].detach(), gradients[j + len(LETTERS)]) for j in range(len(LETTERS))]
 

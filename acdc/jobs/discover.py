@@ -37,6 +37,7 @@ from acdc.report.picture import render_all
 from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
 
 log = logging.getLogger(__name__)
+ORDER = "logits first, layers backward, m before v, k, q; heads descending; senders nearest first, input last"
 SECONDS_BETWEEN_NOTES = 5.0  # of a method that makes no decisions
 
 
@@ -132,7 +133,7 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dic
             **{name: version(name) for name in ("torch", "transformer-lens", "transformers")},
         },
         "seed": prepared.settings.task.seed,
-        "order": "logits first, layers backward, m before v, k, q; heads descending; senders nearest first, input last",
+        **({"order": ORDER} if circuit.metrics["decisions"] else {}),
         "device": str(experiment.model.device),
         "dtype": str(experiment.model.dtype).removeprefix("torch."),
         "ablation": experiment.ablation.name,
@@ -192,10 +193,17 @@ def _show(circuit: Circuit, folder: Path, console: Console) -> None:
         "recovery": recovery,
         **({"with one partner": f"recovery {_range(m)}"} if "partner_recovery_min" in m else {}),
         "KL(model ‖ circuit)": f"{m['kl']:.4g}",
-        "decisions": f"{m['decisions']} ({m['near_ties']} near-ties) in {m['seconds']:.1f} s",
+        **_what_was_done(m),
         "report": folder / "report.html",
     }.items():
         say(console, f"{name:<20} {value}")
+
+
+def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """A loop's decisions, or that every edge was scored."""
+    if "scored" in metrics:
+        return {"edges scored": f"{metrics['scored']} in {metrics['seconds']:.1f} s"}
+    return {"decisions": f"{metrics['decisions']} ({metrics['near_ties']} near-ties) in {metrics['seconds']:.1f} s"}
 
 
 def _range(metrics: Mapping[str, Any]) -> str:

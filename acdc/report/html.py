@@ -32,6 +32,7 @@ EXPLANATIONS = {
     "kl": "KL(model ‖ circuit) of the next-token distributions, in nats: 0 is the same prediction",
     "edges_kept": "edges in the circuit",
     "edges_total": "edges in the model's computational graph",
+    "scored": "edges that the method gave a score",
     "decisions": "edges that were tested; the others were removed untested, since nothing used their receiver",
     "near_ties": "tests so close to the threshold that they were settled in float64",
     "verified": "tests that the full engine made again, with the same result",
@@ -90,7 +91,7 @@ def write_report(
             notes_section(notes),
             Section("The circuit", picture(svg) if svg else "<p>No picture: no Graphviz was found to draw it.</p>"),
             Section("Numbers", metrics_table(circuit.metrics)),
-            Section("Edges by effect", edges_table(circuit)),
+            Section("Edges by score" if "score" in circuit.method else "Edges by effect", edges_table(circuit)),
             Section("Edges by layer", layers_table(circuit)),
             Section("Edges on no path", _off_path(circuit, on_path)),
             *sections,
@@ -184,12 +185,15 @@ def edges_table(circuit: Circuit) -> str:
         bar = f'<span class="bar{" minus" if effect < 0 else ""}" style="width:{width:.1f}%"></span>'
         return [f"<code>{escape(edge.sender)}</code>", f"<code>{escape(edge.receiver)}</code>", number(effect), bar]
 
-    header = ["sender", "receiver", "effect", '<span class="sr">size</span>']
-    rows = [row(edge, effect) for edge, effect in edges]
-    text = (
-        "<p>An effect is the loss after removing the edge minus the loss before: positive means that the edge"
-        " helps.</p>" + table(header, rows[:20], numeric=[2])
+    word, meaning = (
+        "effect",
+        "the loss after removing the edge minus the loss before: positive means that the edge helps",
     )
+    if "score" in circuit.method:  # of a method that scores every edge
+        word, meaning = "score", str(circuit.method["score"])
+    header = ["sender", "receiver", word, '<span class="sr">size</span>']
+    rows = [row(edge, effect) for edge, effect in edges]
+    text = f"<p>{'An' if word == 'effect' else 'A'} {word} is {escape(meaning)}.</p>{table(header, rows[:20], [2])}"
     if rest := rows[20:MAX_ROWS]:
         text += f"<details><summary>{len(rest)} more</summary>{table(header, rest, numeric=[2])}</details>"
     if len(rows) > MAX_ROWS:

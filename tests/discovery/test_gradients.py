@@ -75,7 +75,9 @@ class Hooks:
         fired: list[str] = []
         with torch.no_grad():
             full = self.bridge(tokens)[0, self.rows.positions[row]]
-        hooks = [(name, partial(do, name=name)) for do, names in ((put, replaced), (probe, self.PORTS)) for name in names]
+        hooks = [
+            (name, partial(do, name=name)) for do, names in ((put, replaced), (probe, self.PORTS)) for name in names
+        ]
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[0, self.rows.positions[row]]
         loss = self.rows.weights[row] * self.loss(logits, full, self.rows.answers[row], self.rows.wrong[row])
         assert (set(fired), set(probes)) == (set(replaced), set(self.PORTS))
@@ -166,7 +168,7 @@ def test_scores_are_those_of_hooks_and_autograd(kind: str, method: str, tmp_path
     one = experiment(model, pairs, metric)
     options: dict[str, Any] = {"method": method}
     if method in ("inputs", "activations"):
-        options = {"method": "eap_ig", "on": method, "steps": 3}
+        options = {"method": "eap_ig", "interpolate": method, "steps": 3}
     ours = by_group(scores_of(one, **options), 2 if kind == "llama" else 1)
     theirs = Hooks(bridge, pairs, metric).scores(runs_of(method, 3))
     assert max(abs(score) for score in ours.values()) > 0.01
@@ -199,7 +201,7 @@ def linear_model() -> LanguageModel:
     bridge = make_native("attention_only", seed=3, n_layers=3)
     with torch.no_grad():
         for name, parameter in bridge.original_model.named_parameters():
-            if ".attn.q." in name or ".attn.k." in name:
+            if ".q." in name or ".k." in name:
                 parameter.zero_()
     return read_parts(bridge, "linear")
 
@@ -227,12 +229,18 @@ def test_blocks_of_rows_change_nothing() -> None:
     [
         ("eap", {}, "kl_div", "corrupted", "metric=kl_div has no slope at the full model"),
         ("hisp", {}, "l2", "corrupted", "metric=l2 has no slope"),
-        ("eap_ig", {"on": "activations", "steps": 1}, "kl_div", "corrupted", "has no slope"),
+        ("eap_ig", {"interpolate": "activations", "steps": 1}, "kl_div", "corrupted", "has no slope"),
         ("eap_ig", {}, "nll", "zero", "ablation=zero does not fit method=eap_ig"),
         ("clean_corrupted", {}, "nll", "mean", "ablation=mean does not fit method=clean_corrupted"),
-        ("eap_ig", {"on": "weights"}, "nll", "corrupted", "method.on=weights is not known"),
+        ("eap_ig", {"interpolate": "weights"}, "nll", "corrupted", "method.interpolate=weights is not known"),
         ("eap_ig", {"steps": 0}, "nll", "corrupted", "method.steps=0 is not allowed"),
-        ("random", {"edges": 10**6}, "nll", "corrupted", "method.edges=1000000 is not allowed: this model has 46 edges"),
+        (
+            "random",
+            {"edges": 10**6},
+            "nll",
+            "corrupted",
+            "method.edges=1000000 is not allowed: this model has 46 edges",
+        ),
         ("random", {"seed": -1}, "nll", "corrupted", "method.seed=-1 is not allowed"),
     ],
 )
@@ -248,7 +256,7 @@ def test_what_says_nothing_is_refused(
 def test_activations_go_from_the_ablated_to_the_clean_ones(ablation: str) -> None:
     """By the only path with one step, the clean run: each group cuts what it replaces, all else is EAP."""
     one = experiment(small("gpt2", 4), random_pairs(1), "nll", ablation)
-    found, eap = (scores_of(one, "eap_ig", on="activations", steps=1), scores_of(one, "eap"))
+    found, eap = (scores_of(one, "eap_ig", interpolate="activations", steps=1), scores_of(one, "eap"))
     into_logits = [edge for edge in eap if edge.receiver == "logits"]
     assert [found[e] for e in into_logits] == pytest.approx([eap[e] for e in into_logits], rel=1e-4, abs=1e-6)
     into_last = [edge for edge in eap if edge.receiver in ("m1",)]  # not while m1 itself is replaced: 4 of 5 groups
