@@ -15,6 +15,8 @@ EXAMPLES = {
     "acdc job=check task=sentiment": "look at the pairs and at what the model makes of them; find nothing",
     "acdc task=ioi task.filter=[correct,confident:0.25]": "keep the good pairs only",
     "acdc task=ioi task.partners=4": "four corrupted prompts of each clean one; metrics average over them",
+    "acdc method=eap_ig method.edges=40": "a score for every edge, and the 40 best",
+    "acdc -m method=eap,eap_ig,hisp method.edges=40": "methods compared",
     "acdc task=tracr_reverse ablation=zero": "a compiled program, whose circuit is known",
     "acdc job=evaluate circuit=OUT task=tracr_reverse ablation=zero": "measure and grade the circuit of a run or file",
     "acdc job=patch task=ioi patch.site=head_output patch.direction=denoise": "which heads bring the behaviour back",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,7 @@ from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.graph import Edge
 
 METHODS = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
 
@@ -39,17 +40,34 @@ def discover(
     observer: is told of every decision. replay: decisions of an interrupted run. store: where a method that makes no
         decisions keeps its state, and finds that of an interrupted run.
     """
+    settings = _settings(method, options)
+    circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay, store)
+    return circuit
+
+
+def score(experiment: Experiment, method: str = "eap_ig", **options: Any) -> dict[Edge, float]:
+    """Every edge's score, by a method that scores them all, with the method's options as keywords.
+
+    Raises
+    ------
+    ConfigError: `acdc`, which tests some edges only, each among those that are left.
+    """
+    if method == "acdc":
+        others = ", ".join(name for name in METHODS if name != "acdc")
+        raise ConfigError(f"method=acdc does not score every edge: choose one of {others}")
+    return discover(experiment, method, **options).tested
+
+
+def _settings(method: str | Any, options: Mapping[str, Any]) -> Any:
+    """A method's settings; ConfigError for an option that does not exist, or that stands beside settings."""
     if isinstance(method, str):
         known = load(method).Settings
         allowed = [f.name for f in fields(known)]
         if unknown := sorted(set(options) - set(allowed)):
             raise ConfigError(f"method={method} has no option {unknown[0]}: choose from {', '.join(allowed)}")
-        settings = known(**{"name": method, **options})
-    elif options:
+        return known(**{"name": method, **options})
+    if options:
         raise ConfigError(
             f"method is given as settings, so {sorted(options)[0]} cannot be given beside it: put it in there"
         )
-    else:
-        settings = method
-    circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay, store)
-    return circuit
+    return method

@@ -55,15 +55,14 @@ def discover(
 ) -> Circuit:
     """Measure every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
     check(experiment, settings)
-    memory = min(budget_bytes(experiment.model.device, settings.memory_gb), _MOST_BYTES)
     receivers = [receiver for receiver, _ in experiment.graph.test_order]
 
     def pieces(block: Experiment) -> Iterator[Piece]:
-        made: list[_Block] = []
+        made: list[Effects] = []  # with the first piece that is computed
 
         def piece(receiver: str) -> Tensor:
-            made[:] = made or [_Block(block, memory)]
-            return made[0].effects(receiver)
+            made[:] = made or [Effects(block, settings.memory_gb)]
+            return made[0].into(receiver)
 
         for receiver in receivers:
             yield lambda receiver=receiver: piece(receiver)  # type: ignore[misc]
@@ -72,18 +71,24 @@ def discover(
     return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
 
 
-class _Block:
-    """The effects of edges on some rows' part of the loss."""
+class Effects:
+    """The effects of single edges on the loss of an experiment's rows.
+
+    Parameters
+    ----------
+    memory_gb: bounds how many edges are removed at once, each in a run of its own.
+    """
 
     @torch.no_grad()
-    def __init__(self, experiment: Experiment, memory: int) -> None:
+    def __init__(self, experiment: Experiment, memory_gb: float | None = None) -> None:
         self.experiment, self.graph, self.model = experiment, experiment.graph, experiment.model
         self.changes = sender_changes(experiment)
         self.run = ResumedRun(experiment, experiment.clean)
+        memory = min(budget_bytes(experiment.model.device, memory_gb), _MOST_BYTES)
         self.at_once = max(1, memory // self.run.bytes_per_variant())
 
     @torch.no_grad()
-    def effects(self, receiver: str) -> Tensor:
+    def into(self, receiver: str) -> Tensor:
         """The loss without each edge into a receiver, minus that with it: `port sender`, 0 at other ports."""
         metric, n_senders = self.experiment.metric, self.graph.n_senders_of(receiver)
         weight = self.experiment.readouts.weight.double()

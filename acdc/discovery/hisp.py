@@ -2,8 +2,9 @@
 
 A node is scored by |activation · gradient| in the clean run, the loss's derivative by a mask on it, the mean over pairs
 of its size. As in the original's code, each head's q, k and v and each MLP are nodes, and the scores of a layer are
-divided by their norm. An edge stays as long as both its ends do, so its score is the smaller one of the sender's and the receiver's: a
-head as a sender stays as long as its q, k or v does (their largest score); `input` and `logits` always stay (score 1).
+divided by their norm. An edge stays as long as both its ends do, so its score is the smaller one of the sender's and
+the receiver's: a head as a sender stays as long as its q, k or v does (their largest score); `input` and `logits`
+always stay (score 1).
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def dot_source(
     lines = [describe(circuit) if title is None else title, *notes]
     dashes = any(effect < 0 for effect in edges.values())
     scale = min(max(1.0, math.sqrt(len(edges) / 80)), 2.0)  # many edges make a wide picture, seen from further away
-    dot = _digraph(scale, _label(lines, _legend(strongest, dashes) if legend and edges else ""))
+    word = "score" if "score" in circuit.method else "effect"
+    dot = _digraph(scale, _label(lines, _legend(strongest, dashes, word) if legend and edges else ""))
 
     used = {node_of(name) for edge in edges for name in edge} | {*circuit.graph.inputs, "logits"}
     nodes = [name for name in (*circuit.graph.senders, "logits") if name in used]
@@ -179,10 +180,10 @@ def _style(edge: Edge, effect: float, strongest: float, scale: float) -> dict[st
     return style | ({"style": "dashed"} if effect < 0 else {})
 
 
-def _legend(strongest: float, dashes: bool) -> str:
+def _legend(strongest: float, dashes: bool, word: str) -> str:
     words = zip(LETTERS, ("query", "key", "value"), strict=True)
     ports = "  ".join(f'<FONT COLOR="{PORT_COLOURS[letter]}">■</FONT> {letter} {word}' for letter, word in words)
-    lines = f"line: colour of its sender, width by |effect| (widest {strongest:.3g})"
+    lines = f"line: colour of its sender, width by |{word}| (widest {strongest:.3g})"
     if dashes:
         lines += ", dashed where negative"
     return f"<TR><TD>port of a head:  {ports}</TD></TR><TR><TD>{lines}</TD></TR>"

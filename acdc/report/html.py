@@ -163,6 +163,8 @@ def picture(svg: str) -> str:
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """The figures of a run, each with what it means."""
     names = [*(name for name in EXPLANATIONS if name in metrics), *(n for n in metrics if n not in EXPLANATIONS)]
+    if "scored" in metrics:  # no loop, and so no decisions
+        names = [name for name in names if name not in ("decisions", "near_ties")]
     rows = []
     for name in names:
         value = metrics[name]

@@ -14,7 +14,7 @@ from experiments import KINDS, experiment, random_pairs, rows_of, small
 from torch import Tensor
 
 from acdc import Experiment
-from acdc.discovery import discover
+from acdc.discovery import discover, score
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
@@ -28,7 +28,7 @@ Scores = dict[tuple[str, str], float]
 
 
 def scores_of(one: Experiment, method: str, **options: Any) -> dict[Edge, float]:
-    return discover(one, method=method, **options).tested
+    return score(one, method=method, **options)
 
 
 # The oracle: one prompt at a time, a tensor of zeros added at every port's hook, autograd down to these.
@@ -131,11 +131,11 @@ class Hooks:
 def by_group(scores: dict[Edge, float], group: int) -> Scores:
     """Ours, with the heads of a group together."""
     total: Scores = {}
-    for (sender, receiver), score in scores.items():
+    for (sender, receiver), value in scores.items():
         node, port = parse_node(receiver), receiver
         if node.port:
             port = f"a{node.layer}.g{node.head // (1 if node.port == 'q' else group)}<{node.port}>"
-        total[sender, port] = total.get((sender, port), 0.0) + score
+        total[sender, port] = total.get((sender, port), 0.0) + value
     return total
 
 
@@ -171,9 +171,9 @@ def test_scores_are_those_of_hooks_and_autograd(kind: str, method: str, tmp_path
         options = {"method": "eap_ig", "interpolate": method, "steps": 3}
     ours = by_group(scores_of(one, **options), 2 if kind == "llama" else 1)
     theirs = Hooks(bridge, pairs, metric).scores(runs_of(method, 3))
-    assert max(abs(score) for score in ours.values()) > 0.01
-    for key, score in ours.items():
-        assert score == pytest.approx(theirs.get(key, 0.0), rel=2e-4, abs=2e-5), key
+    assert max(map(abs, ours.values())) > 0.01
+    for key, value in ours.items():
+        assert value == pytest.approx(theirs.get(key, 0.0), rel=2e-4, abs=2e-5), key
 
 
 def mask_gradient(one: Experiment) -> dict[Edge, float]:
@@ -250,6 +250,11 @@ def test_what_says_nothing_is_refused(
     one = experiment(small("gpt2"), random_pairs(0), metric, ablation)
     with pytest.raises(ConfigError, match=said):
         discover(one, method=method, **options)
+
+
+def test_acdc_is_asked_for_no_scores() -> None:
+    with pytest.raises(ConfigError, match="method=acdc does not score every edge: choose one of eap, eap_ig"):
+        score(experiment(small("gpt2"), random_pairs(0)), method="acdc")
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "noise"])
