@@ -123,11 +123,11 @@ def products(block: Experiment, changes: Tensor, replaced: Replaced | None = Non
     changes: of every sender, `sender row pos d_model`. replaced: in the run whose gradient is taken.
     """
     graph = block.graph
-    scores = changes.new_zeros(len(graph.ports), len(graph.senders), dtype=torch.float32)
+    scores = changes.new_zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
     flat = changes.flatten(1)
     for at in GradientRun(block, replaced).gradients():
         n_senders = graph.n_senders_of(graph.ports[at.rows.start])
-        scores[at.rows, :n_senders] = (at.gradient.flatten(1) @ flat[:n_senders].T).float()
+        scores[at.rows, :n_senders] = (at.gradient.flatten(1) @ flat[:n_senders].T).double()
     return scores
 
 
