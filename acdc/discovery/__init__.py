@@ -14,7 +14,7 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 
-METHODS = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
+METHODS = ("acdc", "acdc_scores", "eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
 
 
 def load(method: str) -> ModuleType:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, NoObserver, Observer, Store
+from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, OnlyProgress, Store
 from acdc.discovery.near_ties import NearTies, rounding_unit
+from acdc.discovery.shortlist import SHORTLISTS, make_shortlist
 from acdc.engine.full import FullEngine
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
@@ -43,6 +44,12 @@ class Settings:
     batch_size: candidates tested at once, or `auto`; it changes no decision.
     memory_gb: what temporary tensors may take; None is a share of what is free.
     verify_every: compare every so-many-th test with the full engine; `auto` spends about 2% of the time on it, 0 never.
+    shortlist: a method that scores edges (`eap`, `eap_ig`, …): what it does not rule out is tested first, or only.
+        None tests every edge in the original's order.
+    shortlist_share: the share of edges that it does not rule out, those of the largest scores by size.
+    shortlist_only: edges that are ruled out go untested, when their receiver's turn comes; else they are tested behind
+        its others.
+    shortlist_compare: also run plain ACDC, and say how many edges are kept by one of them only.
     tie_tolerance: ε. An effect within ε·(1 + |loss| + RMS of the model's logits) of the threshold, or less where the
         run shows that rounding reaches less far, is settled by a full evaluation in float64 on the CPU (`near_ties`).
         It is for float32; lower precision widens it in proportion.
@@ -55,6 +62,10 @@ class Settings:
     batch_size: int | str = "auto"
     memory_gb: float | None = None
     verify_every: int | str = "auto"
+    shortlist: str | None = None
+    shortlist_share: float = 0.2
+    shortlist_only: bool = True
+    shortlist_compare: bool = True
     tie_tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -70,6 +81,14 @@ class Settings:
             )
         if self.memory_gb is not None and self.memory_gb <= 0:
             raise ConfigError(f"method.memory_gb={self.memory_gb} is not allowed: give more than 0, or null")
+        if self.shortlist is not None and self.shortlist not in SHORTLISTS:
+            raise ConfigError(
+                f"method.shortlist={self.shortlist} is not known: choose one of {', '.join(SHORTLISTS)}, or null"
+            )
+        if not 0 < self.shortlist_share < 1:
+            raise ConfigError(
+                f"method.shortlist_share={self.shortlist_share} is not allowed: give a number between 0 and 1"
+            )
         if self.tie_tolerance < 0:
             raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
 
@@ -96,8 +115,8 @@ def discover(
 
     Parameters
     ----------
-    replay: decisions of an interrupted run, in order; they are taken over, not tested again. store: not needed: the
-        decisions are all there is to keep.
+    replay: decisions of an interrupted run, in order; they are taken over, not tested again. store: keeps
+        the shortlist, where there is one.
 
     Raises
     ------
@@ -105,7 +124,40 @@ def discover(
     RunError: the decisions to replay are not those of such a run.
     """
     threshold = check(experiment, settings)
-    return _Pruning(experiment, settings, threshold, observer or NoObserver(), list(replay)).run()
+    observer = observer or NoObserver()
+    if settings.shortlist is None:
+        return prune(experiment, settings, threshold, observer, replay)
+    shortlist = make_shortlist(experiment, settings.shortlist, settings.shortlist_share, store or NoStore())
+    circuit = prune(experiment, settings, threshold, observer, replay, shortlist, settings.shortlist_only)
+    circuit.metrics["ruled_out"] = len(shortlist)
+    if settings.shortlist_compare:
+        plain = prune(experiment, settings, threshold, OnlyProgress(observer))
+        circuit.metrics["plain_edges"] = len(plain)
+        circuit.metrics["plain_differs"] = len(set(plain) ^ set(circuit))
+    return circuit
+
+
+def prune(
+    experiment: Experiment,
+    settings: Settings,
+    threshold: float,
+    observer: Observer,
+    replay: Sequence[Decision] = (),
+    ruled_out: Collection[Edge] = frozenset(),
+    only: bool = True,
+) -> Circuit:
+    """The loop itself.
+
+    Parameters
+    ----------
+    ruled_out: edges that go untested when their receiver's turn comes, or with `only=False` are tested behind its
+        others.
+
+    Raises
+    ------
+    RunError: the decisions to replay are not those of such a run.
+    """
+    return _Pruning(experiment, settings, threshold, observer, list(replay), ruled_out, only).run()
 
 
 @dataclass
@@ -117,6 +169,8 @@ class _Pruning:
     threshold: float
     observer: Observer
     replay: list[Decision]
+    ruled_out: Collection[Edge]
+    only: bool
     kept: dict[Edge, float] = field(default_factory=dict)
     tested: dict[Edge, float] = field(default_factory=dict)
 
@@ -138,11 +192,18 @@ class _Pruning:
                 self.remaining -= len(edges)
                 continue
             self.observer.receiver(receiver, self.remaining)
+            if not self.only:
+                edges.sort(key=self.ruled_out.__contains__)
+            in_order = [edge.sender for edge in edges]
             while replayed < len(self.replay) and edges:
-                self._take_over(self.replay[replayed], edges.pop(0))
-                replayed += 1
+                edge = edges.pop(0)
+                if self._goes_untested(edge):
+                    self._remove(edge)
+                else:
+                    self._take_over(self.replay[replayed], edge)
+                    replayed += 1
             if edges:
-                self._decide(receiver, edges)
+                self._decide(receiver, in_order, edges)
         if replayed < len(self.replay):
             raise RunError("the journal holds more decisions than this run makes: it is of another run")
         return Circuit(
@@ -164,17 +225,30 @@ class _Pruning:
         self._record(decision, loss_before)
         self.observer.replayed(decision, self.remaining)
 
-    def _decide(self, receiver: str, edges: list[Edge]) -> None:
-        """Test a receiver's edges in order."""
+    def _goes_untested(self, edge: Edge) -> bool:
+        return self.only and edge in self.ruled_out
+
+    def _remove(self, edge: Edge) -> None:
+        self.mask.set([edge], False)
+        self.remaining -= 1
+
+    def _decide(self, receiver: str, senders: list[str], edges: list[Edge]) -> None:
+        """Test those of a receiver's edges that are left, in order; `senders`: of all of them."""
         if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
             settings, batch_size = self.settings, self.settings.batch_size
             self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, settings.memory_gb)
             self.lookahead = Lookahead(self.engine, self.threshold, batch_size if isinstance(batch_size, int) else None)
-        self.engine.enter(receiver)
-        self.engine.leave(self.lookahead.test(edges, self.current, self._test))
+        self.engine.enter(receiver, senders)
+        ruled_out = self.ruled_out if self.only else ()
+        self.engine.leave(self.lookahead.test(edges, self.current, self._test, ruled_out))
 
-    def _test(self, edge: Edge, loss: float) -> bool:
+    def _test(self, edge: Edge, loss: float | None) -> bool:
         """Decide one edge; True if it is kept."""
+        if self._goes_untested(edge):
+            self._remove(edge)
+            self.current = self.current if loss is None else loss
+            return False
+        assert loss is not None
         self.verifier.look(self.mask, edge, loss)
         effect = loss - self.current
         rounding = None

@@ -72,6 +72,20 @@ class NoObserver:
         return
 
 
+class OnlyProgress(NoObserver):
+    """Tells an observer how far a loop beside the run's own is, and none of its decisions."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.total = 0
+
+    def started(self, graph: Graph, metric: float) -> None:
+        self.total = len(graph)
+
+    def receiver(self, name: str, remaining: int) -> None:
+        self.observer.progressed(self.total - remaining, self.total, {})
+
+
 class Store(Protocol):
     """Where a method that makes no decisions keeps its state, so that a killed run can go on."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -73,22 +74,21 @@ class IncrementalPruning(CircuitState):
         self.plan: _Plan | None = None
         self.rests: dict[str, Tensor] = {}  # inputs of the plan's ports without the senders that change
         self.changed = False
-        self.senders_in_order = {r: senders for r, senders in self.graph.test_order if not r.endswith("]")}
 
     @torch.inference_mode()
-    def enter(self, receiver: str) -> None:
+    def enter(self, receiver: str, senders: list[str]) -> None:
         self._refresh_behind()
         self.levels = self._needed()
         self.plan = self._make_plan(receiver, node_of(receiver))
         self.port = receiver.replace("[", "<").replace("]", ">")
-        self.order = self.senders_in_order[self.port]
+        self.order = senders
         self.tails = self._tails()
         self.most_variants = self._most_variants()
         self.rests.clear()
 
     @torch.inference_mode()
-    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
-        return self._try(edges, gone, self._kept_before(edges[0]))
+    def losses(self, edges: list[Edge], gone: list[bool], wanted: list[bool] | None = None) -> list[float]:
+        return self._try(edges, gone, wanted or [True] * len(edges), self._kept_before(edges[0]))
 
     def _kept_before(self, edge: Edge) -> list[str]:
         """The senders whose edges to the receiver were tested before an edge, and kept."""
@@ -98,10 +98,12 @@ class IncrementalPruning(CircuitState):
         earlier = self.order[: self.order.index(edge.sender)]
         return [sender for sender in earlier if present[self.graph.sender_index[sender]]]
 
-    def _try(self, edges: list[Edge], gone: list[bool], kept: list[str]) -> list[float]:
+    def _try(self, edges: list[Edge], gone: list[bool], wanted: list[bool], kept: list[str]) -> list[float]:
         """The losses, in halves where the device has no memory for all at once."""
+        if not any(wanted):
+            return []
         try:
-            return self._evaluate(self._without(edges, gone, kept)).tolist()
+            return self._evaluate(self._without(edges, gone, wanted, kept)).tolist()
         except torch.OutOfMemoryError as error:
             half = len(edges) // 2
             if not half:
@@ -112,7 +114,8 @@ class IncrementalPruning(CircuitState):
         torch.cuda.empty_cache()
         self.most_variants = self.limit = half
         stay = [edge.sender for edge, goes in zip(edges[:half], gone, strict=False) if not goes]
-        return self._try(edges[:half], gone[:half], kept) + self._try(edges[half:], gone[half:], kept + stay)
+        first = self._try(edges[:half], gone[:half], wanted[:half], kept)
+        return first + self._try(edges[half:], gone[half:], wanted[half:], kept + stay)
 
     def leave(self, removed: list[Edge]) -> None:
         self.changed = bool(removed)
@@ -233,23 +236,27 @@ class IncrementalPruning(CircuitState):
             x = x + self._delta(sender, level)
         return x
 
-    def _without(self, edges: list[Edge], gone: list[bool], kept: list[str]) -> Tensor:
-        """The receiver's input without each of these edges and those before it that are gone, where of all edges before
-        them these senders' are kept: `pair variant pos d_model`."""
+    def _without(self, edges: list[Edge], gone: list[bool], wanted: list[bool], kept: list[str]) -> Tensor:
+        """The receiver's input without each wanted one of these edges and those before it that are gone, where of all
+        edges before them these senders' are kept: `pair variant pos d_model`."""
         if edges[0].is_projection:
             return self._at(self._base(self.port), self._port_level(self.port))[:, None]
         level, first = self._port_level(self.port), self.order.index(edges[0].sender)
         tail = self._tail(first + len(edges))
-        variants = tail.new_empty((tail.shape[0], len(edges), *tail.shape[1:]))
+        slots = [count - 1 for count in accumulate(wanted)]  # of each wanted edge, its variant
+        variants = tail.new_empty((tail.shape[0], slots[-1] + 1, *tail.shape[1:]))
         x = self._kept_input(kept)
         if all(gone):
             tail = x + tail
-        variants[:, -1] = tail
-        for i in range(len(edges) - 1, 0, -1):
-            torch.add(variants[:, i], self._delta(edges[i].sender, level), out=variants[:, i - 1])
+        for i in range(len(edges) - 1, -1, -1):
+            here = tail if i == len(edges) - 1 else torch.add(tail, self._delta(edges[i + 1].sender, level))
+            if wanted[i]:
+                variants[:, slots[i]] = here
+            tail = here
         if not all(gone):
             for i, edge in enumerate(edges):
-                variants[:, i] += x
+                if wanted[i]:
+                    variants[:, slots[i]] += x
                 if not gone[i]:
                     x = x + self._delta(edge.sender, level)
         return variants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Protocol
 
 from acdc.engine.full import FullEngine
@@ -16,8 +17,13 @@ from acdc.graph import Edge
 class PruningEngine(Removals, Protocol):
     """Evaluates removals at one receiver. The mask it was made with is the loop's, and changes under it."""
 
-    def enter(self, receiver: str) -> None:
-        """Get ready to test a receiver's edges; everything before it has all its edges."""
+    def enter(self, receiver: str, senders: list[str]) -> None:
+        """Get ready to test a receiver's edges; everything before it has all its edges.
+
+        Parameters
+        ----------
+        senders: all of the receiver's, in the order in which they are tested.
+        """
 
     def leave(self, removed: list[Edge]) -> None:
         """The receiver is done; these edges are gone for good (and gone from the mask)."""
@@ -31,16 +37,16 @@ class FullPruning:
         self.mask = mask
         self.most_variants = self.engine.max_variants
 
-    def enter(self, receiver: str) -> None:
+    def enter(self, receiver: str, senders: list[str]) -> None:
         return
 
-    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
+    def losses(self, edges: list[Edge], gone: list[bool], wanted: list[bool] | None = None) -> list[float]:
         masks = []
         before = self.mask.copy()
         for edge, goes in zip(edges, gone, strict=True):
             masks.append(before.without(edge))
             before = masks[-1] if goes else before
-        return self.engine.losses(masks)
+        return self.engine.losses(masks if wanted is None else list(compress(masks, wanted)))
 
     def leave(self, removed: list[Edge]) -> None:
         return
@@ -56,12 +62,12 @@ class BlockedPruning:
     def most_variants(self) -> int:
         return min(engine.most_variants for engine in self.engines)
 
-    def enter(self, receiver: str) -> None:
+    def enter(self, receiver: str, senders: list[str]) -> None:
         for engine in self.engines:
-            engine.enter(receiver)
+            engine.enter(receiver, senders)
 
-    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
-        of_blocks = [engine.losses(edges, gone) for engine in self.engines]
+    def losses(self, edges: list[Edge], gone: list[bool], wanted: list[bool] | None = None) -> list[float]:
+        of_blocks = [engine.losses(edges, gone, wanted) for engine in self.engines]
         return [sum(losses) for losses in zip(*of_blocks, strict=True)]
 
     def leave(self, removed: list[Edge]) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,19 @@ def walk(one: Experiment, graph: Graph, keep: float, seed: int, chunk: int | Non
     engine = make_pruning_engine("incremental", one, mask)
     tested = 0
     for receiver, senders in graph.test_order:
+        senders = rng.sample(senders, len(senders))  # any order within a receiver
         edges = [Edge(sender, receiver) for sender in senders]
         if not mask.is_used(receiver):
             mask.set(edges, False)
             continue
-        engine.enter(receiver)
+        engine.enter(receiver, senders)
         removed = []
         while edges:
             batch = edges[: min(chunk or rng.choice([1, 2, 8]), engine.most_variants)]
             gone = [rng.random() >= keep for _ in batch]
-            expected = exact.losses(masks_without(mask, batch, gone))
-            yield from zip(batch, engine.losses(batch, gone), expected, strict=True)
+            wanted = [rng.random() < 0.8 for _ in batch]
+            expected = exact.losses(list(compress(masks_without(mask, batch, gone), wanted)))
+            yield from zip(compress(batch, wanted), engine.losses(batch, gone, wanted), expected, strict=True)
             decided = batch[: rng.randint(1, len(batch))]
             tested += len(batch)
             for edge in decided:
@@ -180,7 +183,7 @@ def test_a_port_whose_edges_are_all_gone(ablation: str) -> None:
     engine = make_pruning_engine("incremental", one, mask)
     for receiver, senders in graph.test_order:
         edges = [Edge(sender, receiver) for sender in senders]
-        engine.enter(receiver)
+        engine.enter(receiver, senders)
         batch = edges[: engine.most_variants]
         gone = [True] * len(batch)
         for loss, expected in zip(

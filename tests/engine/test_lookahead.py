@@ -25,12 +25,14 @@ class Table:
     def loss(self, left: frozenset[Edge]) -> float:
         return random.Random(f"{self.seed} {sorted(map(str, left))}").random()
 
-    def losses(self, edges: list[Edge], gone: list[bool]) -> list[float]:
-        assert len(edges) <= self.most_variants
-        self.evaluated += len(edges)
+    def losses(self, edges: list[Edge], gone: list[bool], wanted: list[bool] | None = None) -> list[float]:
+        wanted = wanted or [True] * len(edges)
+        assert sum(wanted) <= self.most_variants
+        self.evaluated += sum(wanted)
         left, losses = self.left, []
-        for edge, goes in zip(edges, gone, strict=True):
-            losses.append(self.loss(left - {edge}))
+        for edge, goes, asked in zip(edges, gone, wanted, strict=True):
+            if asked:
+                losses.append(self.loss(left - {edge}))
             left = left - {edge} if goes else left
         return losses
 
@@ -39,12 +41,15 @@ def edges_of(receiver: str, n: int) -> list[Edge]:
     return [Edge(f"m{i}", receiver) for i in range(n)]
 
 
-def one_at_a_time(table: Table, edges: list[Edge], threshold: float) -> list[tuple[Edge, float, bool]]:
+def one_at_a_time(
+    table: Table, edges: list[Edge], threshold: float, ruled_out: frozenset[Edge] = frozenset()
+) -> list[tuple[Edge, float, bool]]:
     left, current, decisions = frozenset(edges), table.loss(frozenset(edges)), []
     for edge in edges:
         loss = table.loss(left - {edge})
-        kept = loss - current >= threshold
-        decisions.append((edge, loss, kept))
+        kept = loss - current >= threshold and edge not in ruled_out
+        if edge not in ruled_out:
+            decisions.append((edge, loss, kept))
         if not kept:
             left, current = left - {edge}, loss
     return decisions
@@ -57,27 +62,31 @@ def one_at_a_time(table: Table, edges: list[Edge], threshold: float) -> list[tup
     st.floats(-0.3, 0.5),
     st.integers(1, 16),
     st.sampled_from([None, 1, 3]),
+    st.sampled_from([0.0, 0.3, 0.9]),
 )
 def test_decisions_are_those_of_one_at_a_time(
-    seed: int, sizes: list[int], threshold: float, most_variants: int, batch_size: int | None
+    seed: int, sizes: list[int], threshold: float, most_variants: int, batch_size: int | None, share_ruled_out: float
 ) -> None:
+    rng = random.Random(seed)
     table = Table(seed, max(most_variants, batch_size or 1))
     lookahead = Lookahead(table, threshold, batch_size)
     for number, n in enumerate(sizes):
         edges = edges_of(f"m{90 + number}", n)
         table.left = frozenset(edges)
+        ruled_out = frozenset(edge for edge in edges if rng.random() < share_ruled_out)
         current, decisions = table.loss(table.left), []
 
-        def decide(edge: Edge, loss: float, decisions: list = decisions) -> bool:
-            kept = loss - table.loss(table.left) >= threshold
-            decisions.append((edge, loss, kept))
+        def decide(edge: Edge, loss: float | None, decisions: list = decisions, out: frozenset = ruled_out) -> bool:
+            kept = edge not in out and loss is not None and loss - table.loss(table.left) >= threshold
+            if edge not in out:
+                decisions.append((edge, loss, kept))
             if not kept:
                 table.left = table.left - {edge}
             return kept
 
-        removed = lookahead.test(edges, current, decide)
-        assert decisions == one_at_a_time(table, edges, threshold)
-        assert removed == [edge for edge, _, kept in decisions if not kept]
+        removed = lookahead.test(edges, current, decide, ruled_out)
+        assert decisions == one_at_a_time(table, edges, threshold, ruled_out)
+        assert set(removed) == set(edges) - {edge for edge, _, kept in decisions if kept}
 
 
 @pytest.mark.parametrize("n_kept", [0, 5, 20])
