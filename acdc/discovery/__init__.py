@@ -14,7 +14,19 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 
-METHODS = ("acdc", "acdc_scores", "eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
+METHODS = (
+    "acdc",
+    "acdc_scores",
+    "eap",
+    "eap_ig",
+    "clean_corrupted",
+    "exact",
+    "hisp",
+    "information_flow",
+    "subnetwork_probing",
+    "edge_pruning",
+    "random",
+)
 
 
 def load(method: str) -> ModuleType:

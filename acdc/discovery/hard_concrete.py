@@ -1,0 +1,197 @@
+"""Masks that are trained: hard-concrete gates on a circuit (Louizos, Welling and Kingma 2018, arXiv:1712.01312).
+
+A gate is drawn anew at every step: mostly 0 or 1, sometimes between, and differentiable in its parameter log α. A
+closed gate lets the ablated value through (interchange ablation), an open one what the circuit computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.discovery.base import NoObserver, NoStore, Observer, Store
+from acdc.engine.full import FullEngine
+from acdc.engine.memory import budget_bytes
+from acdc.errors import ConfigError, RunError
+from acdc.experiment import Experiment
+from acdc.metrics import Metric, make_metric
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and the ends of the stretched interval, as everybody has them
+LOSSES = ("kl_div", "metric")
+_STEPS_BETWEEN_SAVES = 50
+_NO_LIMIT = 2.0**20  # GB: the batches are small already
+
+
+def draw(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
+    """Gates between 0 and 1, both ends included; drawn on the CPU, so that they are the same on every device."""
+    noise = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(log_alpha)
+    return _stretched(((noise.log() - (-noise).log1p() + log_alpha) / BETA).sigmoid())
+
+
+def certain(log_alpha: Tensor) -> Tensor:
+    """The gates without noise."""
+    return _stretched(log_alpha.sigmoid())
+
+
+def open_share(log_alpha: Tensor) -> Tensor:
+    """The probability that a gate is not 0."""
+    return (log_alpha - BETA * math.log(-GAMMA / ZETA)).sigmoid()
+
+
+def log_alpha_of(gate: float) -> float:
+    """The log α whose gate without noise is `gate`, strictly between 0 and 1."""
+    p = (gate - GAMMA) / (ZETA - GAMMA)
+    return math.log(p / (1 - p))
+
+
+def _stretched(s: Tensor) -> Tensor:
+    return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What trained masks have in common.
+
+    Attributes
+    ----------
+    steps: of training. batch_size: pairs at a step, each with one corrupted partner; fewer where memory is short.
+    loss: `kl_div` (to the full model's logits) or `metric`, the experiment's own. seed: of the gates that are drawn.
+    memory_gb: what temporary tensors may take; None is a share of what is free.
+    """
+
+    name: str = ""
+    steps: int = 500
+    batch_size: int = 16
+    loss: str = "kl_div"
+    seed: int = 0
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("steps", "batch_size"):
+            if getattr(self, option) < 1:
+                raise ConfigError(f"method.{option}={getattr(self, option)} is not allowed: give 1 or more")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"method.loss={self.loss} is not known: choose one of {', '.join(LOSSES)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"method.seed={self.seed} is not allowed: give a whole number from 0 up")
+
+
+def check_training(experiment: Experiment, settings: TrainingSettings) -> None:
+    """ConfigError for a precision that cannot be trained in."""
+    if experiment.model.dtype != torch.float32:
+        raise ConfigError(
+            f"model.dtype={str(experiment.model.dtype).removeprefix('torch.')} does not fit method={settings.name},"
+            " which trains: give float32"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained.
+
+    Attributes
+    ----------
+    parameters: log α of the gates, and what else is trained. rates: their learning rates; where one is negative, the
+        loss is made large.
+    masks: draws gates and makes masks of the full engine of them: `port sender`, and `port` for projections (None: all
+        open).
+    penalty: what is added to the loss at a step, and numbers worth a curve.
+    """
+
+    parameters: dict[str, Tensor]
+    rates: dict[str, float]
+    masks: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Tensor | None]]
+    penalty: Callable[[Mapping[str, Tensor], int], tuple[Tensor, dict[str, float]]]
+
+
+class Training:
+    """Trains by Adam, on one batch of pairs after another."""
+
+    def __init__(self, experiment: Experiment, settings: TrainingSettings, plan: Plan) -> None:
+        self.experiment, self.settings, self.plan = experiment, settings, plan
+        device = experiment.model.device
+        self.parameters = {name: p.to(device, torch.float32).requires_grad_() for name, p in plan.parameters.items()}
+        groups = [
+            {"params": [p], "lr": abs(plan.rates[name]), "maximize": plan.rates[name] < 0}
+            for name, p in self.parameters.items()
+        ]
+        self.optimizer = torch.optim.Adam(groups)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.batches = list(_batches(experiment, settings))
+
+    def run(self, observer: Observer | None, store: Store | None) -> dict[str, Tensor]:
+        """The trained parameters, on the CPU.
+
+        Raises
+        ------
+        RunError: training diverged, or what is in the store is of another run.
+        """
+        observer, store, metric = observer or NoObserver(), store or NoStore(), self.experiment.metric
+        observer.started(self.experiment.graph, metric.from_loss(metric.loss_of_model(self.experiment.clean_logits)))
+        for step in range(self._restore(store.load()), self.settings.steps):
+            self.optimizer.zero_grad()
+            loss = self._backward(step, *self.plan.masks(self.parameters, self.generator))
+            if not math.isfinite(loss):
+                raise RunError(f"method={self.settings.name}: the loss is {loss} at step {step}: lower method.lr")
+            penalty, values = self.plan.penalty(self.parameters, step)
+            penalty.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            if (step + 1) % _STEPS_BETWEEN_SAVES == 0:
+                store.save(self._state(step + 1))
+            observer.progressed(step + 1, self.settings.steps, {"loss": loss, **values})
+        return {name: p.detach().cpu() for name, p in self.parameters.items()}
+
+    def _backward(self, step: int, ports: Tensor, projections: Tensor | None) -> float:
+        """The loss of a step's batch under masks; its gradient flows to the parameters."""
+        engine, metric, weight = self.batches[step % len(self.batches)]
+        stream = engine.stream(ports[None], None if projections is None else projections[None])
+        loss = metric.loss(engine.model.unembed(stream, metric.columns)).sum() / weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    # What a killed run goes on with.
+
+    def _state(self, step: int) -> dict[str, Tensor]:
+        state = {"step": torch.tensor(step), "generator": self.generator.get_state()}
+        for name, p in self.parameters.items():
+            moments = self.optimizer.state[p]
+            state |= {name: p.detach(), **{f"{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")}}
+        return state
+
+    def _restore(self, state: Mapping[str, Tensor]) -> int:
+        """The step to go on with."""
+        if not state:
+            return 0
+        if not all(name in state and state[name].shape == p.shape for name, p in self.parameters.items()):
+            raise RunError("the stored state is of another run: start anew in another folder")
+        step = state["step"].float()
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(state[name])
+                moments = {key: state[f"{name}.{key}"].to(p) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {"step": step.clone(), **moments}
+        self.generator.set_state(state["generator"])
+        return int(step)
+
+
+def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tuple[FullEngine, Metric, float]]:
+    """Engine, loss and share of the weight of each batch."""
+    n_rows, n_positions = experiment.batch.clean.shape
+    config = experiment.model.config
+    mlp = experiment.model.layers[0].mlp
+    hidden = 0 if mlp is None else 4 * mlp.W_in.shape[1] // config.d_model
+    # What a backward pass needs: of each layer the inputs and projections of its ports, its patterns and neurons.
+    vectors = config.n_layers * (24 * config.n_heads + hidden + 8) + len(experiment.graph.senders)
+    per_row = vectors * n_positions * config.d_model * experiment.model.W_E.element_size()
+    fit = max(1, budget_bytes(experiment.model.device, settings.memory_gb) // per_row)
+    n_batches = -(-n_rows // min(settings.batch_size, fit))
+    rows = -(-n_rows // n_batches)
+    for start in range(0, n_rows, rows):
+        part = experiment.rows(start, min(start + rows, n_rows))
+        kl = make_metric("kl_div", part.readouts, part.clean_logits)
+        metric = kl if settings.loss == "kl_div" else part.metric
+        yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())

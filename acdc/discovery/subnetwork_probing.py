@@ -1,0 +1,130 @@
+"""Subnetwork probing (Cao, Sanh and Rush 2021, arXiv:2104.03514) as the ACDC paper compares with it: gates on nodes.
+
+Every query, key and value of a head and every MLP's output has a gate; the loss is the circuit's, plus a price for
+gates that are open. A closed gate gives the node its ablated value. What is left are the edges between open nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from acdc.circuit import Circuit
+from acdc.discovery.base import Decision, Observer, Store
+from acdc.discovery.hard_concrete import (
+    Plan,
+    Training,
+    TrainingSettings,
+    check_training,
+    draw,
+    log_alpha_of,
+    open_share,
+)
+from acdc.engine.mask import EdgeMask
+from acdc.errors import ConfigError
+from acdc.experiment import Experiment
+from acdc.graph import LETTERS, Edge, Graph
+
+SCORE = "the smaller log α of the gates at its ends, after training: positive means that both are more open than closed"
+_OPEN_AT_FIRST = 0.9  # as in the original's code
+
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    """The method's options.
+
+    Attributes
+    ----------
+    price: λ; what it costs, in units of the loss, that all gates are open. lr: learning rate.
+    prune: drop edges that are on no path from the input to the logits.
+    """
+
+    name: str = "subnetwork_probing"
+    price: float = 1.0
+    lr: float = 0.1
+    prune: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("price", "lr"):
+            if not getattr(self, option) > 0:
+                raise ConfigError(f"method.{option}={getattr(self, option)} is not allowed: give more than 0")
+
+
+def check(experiment: Experiment, settings: Settings) -> None:
+    """ConfigError for a precision that cannot be trained in."""
+    check_training(experiment, settings)
+
+
+def discover(
+    experiment: Experiment,
+    settings: Settings,
+    observer: Observer | None = None,
+    replay: Sequence[Decision] = (),
+    store: Store | None = None,
+) -> Circuit:
+    """Train the gates; the circuit has the edges between nodes whose gates are more than half open.
+
+    Raises
+    ------
+    ConfigError: see `check`. RunError: training diverged.
+    """
+    check(experiment, settings)
+    graph = experiment.graph
+    gated = [port for port in graph.ports if port != "logits"]
+    at = torch.tensor([graph.port_index[port] for port in gated])
+    mlps = [sender for sender in graph.senders if sender in graph.port_index]
+    all_edges = EdgeMask.all(graph).ports.float().to(experiment.model.device)
+    columns = torch.tensor([graph.sender_index[mlp] for mlp in mlps], dtype=torch.long)
+    of_mlps = torch.tensor([gated.index(mlp) for mlp in mlps], dtype=torch.long)
+
+    def masks(parameters: Mapping[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        gates = draw(parameters["gates"], generator)
+        senders = torch.ones(len(graph.senders), device=gates.device).index_put(
+            (columns.to(gates.device),), gates[of_mlps]
+        )
+        ports = torch.ones(len(graph.ports), device=gates.device).index_put((at.to(gates.device),), gates)
+        return all_edges * senders, ports
+
+    def penalty(parameters: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        share = open_share(parameters["gates"]).mean()
+        return settings.price * share, {"open": float(share)}
+
+    start = torch.full((len(gated),), log_alpha_of(_OPEN_AT_FIRST))
+    training = Training(experiment, settings, Plan({"gates": start}, {"gates": settings.lr}, masks, penalty))
+    trained = training.run(observer, store)["gates"].double().tolist()
+    scores = edge_scores(graph, dict(zip(gated, trained, strict=True)))
+    circuit = Circuit(
+        graph,
+        {edge: score for edge, score in scores.items() if score > 0},
+        scores,
+        model=experiment.model.name,
+        task=experiment.task.name,
+        method={**asdict(settings), "score": SCORE},
+        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores)},
+    )
+    if settings.prune:
+        circuit.edges = circuit.on_path().edges
+    return circuit
+
+
+def edge_scores(graph: Graph, gates: Mapping[str, float]) -> dict[Edge, float]:
+    """Of each edge the smaller log α at its ends; a head as a sender has the largest of its q, k and v.
+
+    Parameters
+    ----------
+    gates: log α of every port but the logits. The input and the logits have none.
+    """
+
+    def of_sender(sender: str) -> float:
+        return max((gates[port] for port in _ports(sender) if port in gates), default=float("inf"))
+
+    senders = {sender: of_sender(sender) for sender in graph.senders}
+    return {edge: min(senders[edge.sender], gates.get(edge.receiver, max(gates.values()))) for edge in graph}
+
+
+def _ports(sender: str) -> list[str]:
+    return [sender, *(f"{sender}<{letter}>" for letter in LETTERS)]
