@@ -21,7 +21,7 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
 SCORE = "the smaller log α of its own and its sender's gate, after training: positive means more open than closed"
-_OPEN_AT_FIRST = 10.0  # log α, as in the original's code
+_OPEN_AT_FIRST = 4.0  # log α
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Settings(TrainingSettings):
     sparsity: float = 0.9
     node_sparsity: float | None = None
     warmup: float = 0.8
-    lr: float = 0.8
-    multiplier_lr: float = 0.8
+    lr: float = 0.1
+    multiplier_lr: float = 0.3
     prune: bool = True
 
     def __post_init__(self) -> None:
@@ -89,18 +89,16 @@ def discover(
             if target is not None:
                 off, multipliers = closed[name] - rise * target, parameters[f"{name}.multipliers"]
                 total = total + multipliers[0] * off + multipliers[1] * off**2
-        return total, {"sparsity": float(closed["edges"]), "target": rise * settings.sparsity}
+        return total, {"sparsity": float(closed["edges"].detach()), "target": rise * settings.sparsity}
 
     generator = torch.Generator().manual_seed(settings.seed)
-    starts = {
+    gates = {
         name: _OPEN_AT_FIRST + 0.01 * torch.randn(shape, generator=generator)
         for name, shape in (("edges", there.shape), ("senders", there.shape[1:]))
     }
-    rates = dict.fromkeys(starts, settings.lr)
-    for name, target in targets.items():
-        if target is not None:
-            starts[f"{name}.multipliers"], rates[f"{name}.multipliers"] = torch.zeros(2), -settings.multiplier_lr
-    trained = Training(experiment, settings, Plan(starts, rates, masks, penalty)).run(observer, store)
+    multipliers = {f"{name}.multipliers": torch.zeros(2) for name, target in targets.items() if target is not None}
+    rates = dict.fromkeys(gates, settings.lr) | dict.fromkeys(multipliers, settings.multiplier_lr)
+    trained = Training(experiment, settings, Plan(gates, multipliers, rates, masks, penalty)).run(observer, store)
     found = torch.minimum(trained["edges"], trained["senders"]).double().tolist()
     scores = {edge: found[graph.port_index[edge.receiver]][graph.sender_index[edge.sender]] for edge in graph}
     best = sorted(scores, key=lambda edge: -scores[edge])[: round((1 - settings.sparsity) * len(graph))]

@@ -21,7 +21,8 @@ from acdc.experiment import Experiment
 from acdc.metrics import Metric, make_metric
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and the ends of the stretched interval, as everybody has them
-LOSSES = ("kl_div", "metric")
+FURTHEST = math.log(100)  # log α stays within ±, so that a gate can come back: further out there is hardly a gradient
+LOSSES = ("auto", "kl_div", "metric")
 _STEPS_BETWEEN_SAVES = 50
 _NO_LIMIT = 2.0**20  # GB: the batches are small already
 
@@ -59,14 +60,15 @@ class TrainingSettings:
     Attributes
     ----------
     steps: of training. batch_size: pairs at a step, each with one corrupted partner; fewer where memory is short.
-    loss: `kl_div` (to the full model's logits) or `metric`, the experiment's own. seed: of the gates that are drawn.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
+    loss: `kl_div` (to the full model's logits), `metric`, the experiment's own, or `auto`: the metric where it is a
+        distance to the model (`kl_div`, `l2`), which masks cannot drive beyond the model, and else `kl_div`.
+    seed: of the gates that are drawn. memory_gb: what temporary tensors may take; None is a share of what is free.
     """
 
     name: str = ""
     steps: int = 500
     batch_size: int = 16
-    loss: str = "kl_div"
+    loss: str = "auto"
     seed: int = 0
     memory_gb: float | None = None
 
@@ -95,14 +97,14 @@ class Plan:
 
     Attributes
     ----------
-    parameters: log α of the gates, and what else is trained. rates: their learning rates; where one is negative, the
-        loss is made large.
+    gates: their log α, by name. multipliers: what else is trained, to make the loss large. rates: learning rates.
     masks: draws gates and makes masks of the full engine of them: `port sender`, and `port` for projections (None: all
         open).
     penalty: what is added to the loss at a step, and numbers worth a curve.
     """
 
-    parameters: dict[str, Tensor]
+    gates: dict[str, Tensor]
+    multipliers: dict[str, Tensor]
     rates: dict[str, float]
     masks: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Tensor | None]]
     penalty: Callable[[Mapping[str, Tensor], int], tuple[Tensor, dict[str, float]]]
@@ -114,17 +116,20 @@ class Training:
     def __init__(self, experiment: Experiment, settings: TrainingSettings, plan: Plan) -> None:
         self.experiment, self.settings, self.plan = experiment, settings, plan
         device = experiment.model.device
-        self.parameters = {name: p.to(device, torch.float32).requires_grad_() for name, p in plan.parameters.items()}
+        all_of_them = plan.gates | plan.multipliers
+        self.parameters = {name: p.to(device, torch.float32).requires_grad_() for name, p in all_of_them.items()}
+        self.means = {name: torch.zeros_like(self.parameters[name]) for name in plan.gates}  # over the steps so far
         groups = [
-            {"params": [p], "lr": abs(plan.rates[name]), "maximize": plan.rates[name] < 0}
+            {"params": [p], "lr": plan.rates[name], "maximize": name in plan.multipliers}
             for name, p in self.parameters.items()
         ]
-        self.optimizer = torch.optim.Adam(groups)
+        self.optimizer = torch.optim.Adam(groups, eps=1e-12)  # a gate's own gradient is small where there are many
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.batches = list(_batches(experiment, settings))
 
     def run(self, observer: Observer | None, store: Store | None) -> dict[str, Tensor]:
-        """The trained parameters, on the CPU.
+        """log α of the trained gates, on the CPU. Of gates that are equal, being as far out as they can be, those that
+        were further open during training have a little more.
 
         Raises
         ------
@@ -140,10 +145,13 @@ class Training:
             penalty, values = self.plan.penalty(self.parameters, step)
             penalty.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            with torch.no_grad():
+                for name, mean in self.means.items():
+                    mean += (self.parameters[name].clamp_(-FURTHEST, FURTHEST) - mean) / (step + 1)
             if (step + 1) % _STEPS_BETWEEN_SAVES == 0:
                 store.save(self._state(step + 1))
             observer.progressed(step + 1, self.settings.steps, {"loss": loss, **values})
-        return {name: p.detach().cpu() for name, p in self.parameters.items()}
+        return {name: (self.parameters[name].detach() + 0.01 * mean).cpu() for name, mean in self.means.items()}
 
     def _backward(self, step: int, ports: Tensor, projections: Tensor | None) -> float:
         """The loss of a step's batch under masks; its gradient flows to the parameters."""
@@ -157,6 +165,7 @@ class Training:
 
     def _state(self, step: int) -> dict[str, Tensor]:
         state = {"step": torch.tensor(step), "generator": self.generator.get_state()}
+        state |= {f"{name}.mean": mean for name, mean in self.means.items()}
         for name, p in self.parameters.items():
             moments = self.optimizer.state[p]
             state |= {name: p.detach(), **{f"{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")}}
@@ -172,6 +181,8 @@ class Training:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(state[name])
+                if name in self.means:
+                    self.means[name].copy_(state[f"{name}.mean"])
                 moments = {key: state[f"{name}.{key}"].to(p) for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[p] = {"step": step.clone(), **moments}
         self.generator.set_state(state["generator"])
@@ -192,6 +203,6 @@ def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tup
     rows = -(-n_rows // n_batches)
     for start in range(0, n_rows, rows):
         part = experiment.rows(start, min(start + rows, n_rows))
-        kl = make_metric("kl_div", part.readouts, part.clean_logits)
-        metric = kl if settings.loss == "kl_div" else part.metric
+        own = settings.loss == "metric" or (settings.loss == "auto" and experiment.metric_name in ("kl_div", "l2"))
+        metric = part.metric if own else make_metric("kl_div", part.readouts, part.clean_logits)
         yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())

@@ -91,10 +91,10 @@ def discover(
 
     def penalty(parameters: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         share = open_share(parameters["gates"]).mean()
-        return settings.price * share, {"open": float(share)}
+        return settings.price * share, {"open": float(share.detach())}
 
     start = torch.full((len(gated),), log_alpha_of(_OPEN_AT_FIRST))
-    training = Training(experiment, settings, Plan({"gates": start}, {"gates": settings.lr}, masks, penalty))
+    training = Training(experiment, settings, Plan({"gates": start}, {}, {"gates": settings.lr}, masks, penalty))
     trained = training.run(observer, store)["gates"].double().tolist()
     scores = edge_scores(graph, dict(zip(gated, trained, strict=True)))
     circuit = Circuit(
