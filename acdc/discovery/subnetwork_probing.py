@@ -43,7 +43,7 @@ class Settings(TrainingSettings):
     """
 
     name: str = "subnetwork_probing"
-    price: float = 1.0
+    price: float = 3.0
     lr: float = 0.1
     prune: bool = True
 
