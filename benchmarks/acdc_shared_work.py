@@ -57,7 +57,7 @@ def shortlists(experiment: Experiment) -> list[dict[str, Any]]:
     ]
     for method in SHORTLISTS:
         for share in (0.2, 0.5):
-            options = {"shortlist": method, "shortlist_share": share, "shortlist_compare": False}
+            options: dict[str, Any] = {"shortlist": method, "shortlist_share": share, "shortlist_compare": False}
             for only in (True, False):
                 circuit, its = timed(lambda: discover(experiment, shortlist_only=only, **options))  # noqa: B023
                 rows.append(

@@ -25,8 +25,10 @@ METHODS = (
     "information_flow",
     "subnetwork_probing",
     "edge_pruning",
+    "attribution_to_circuit",
     "random",
 )
+SOME_EDGES = ("acdc", "attribution_to_circuit")  # methods that score some edges only
 
 
 def load(method: str) -> ModuleType:
@@ -62,11 +64,11 @@ def score(experiment: Experiment, method: str = "eap_ig", **options: Any) -> dic
 
     Raises
     ------
-    ConfigError: `acdc`, which tests some edges only, each among those that are left.
+    ConfigError: `acdc` and `attribution_to_circuit`, which look at some edges only.
     """
-    if method == "acdc":
-        others = ", ".join(name for name in METHODS if name != "acdc")
-        raise ConfigError(f"method=acdc does not score every edge: choose one of {others}")
+    if method in SOME_EDGES:
+        others = ", ".join(name for name in METHODS if name not in SOME_EDGES)
+        raise ConfigError(f"method={method} does not score every edge: choose one of {others}")
     return discover(experiment, method, **options).tested
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, OnlyProgress, Store
 from acdc.discovery.near_ties import NearTies, rounding_unit
-from acdc.discovery.shortlist import SHORTLISTS, make_shortlist
+from acdc.discovery.shortlist import SHORTLISTS, check_shortlist, make_shortlist
 from acdc.engine.full import FullEngine
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
@@ -63,7 +63,7 @@ class Settings:
     memory_gb: float | None = None
     verify_every: int | str = "auto"
     shortlist: str | None = None
-    shortlist_share: float = 0.2
+    shortlist_share: float = 0.5
     shortlist_only: bool = True
     shortlist_compare: bool = True
     tie_tolerance: float = 1e-6
@@ -94,7 +94,14 @@ class Settings:
 
 
 def check(experiment: Experiment, settings: Settings) -> float:
-    """The threshold; ConfigError where none is given and none is known for this task and metric."""
+    """The threshold.
+
+    Raises
+    ------
+    ConfigError: none is given and none is known for this task and metric, or the shortlist cannot be made.
+    """
+    if settings.shortlist is not None:
+        check_shortlist(experiment, settings.shortlist)
     threshold = settings.threshold if settings.threshold is not None else experiment.default_threshold
     if threshold is None:
         raise ConfigError(

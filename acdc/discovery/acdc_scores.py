@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,15 +20,20 @@ from acdc.circuit import Circuit
 from acdc.discovery import acdc
 from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, Store
 from acdc.discovery.near_ties import NearTies
+from acdc.discovery.scores import to_circuit
+from acdc.discovery.selection import SelectionSettings, check_selection
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
 _SECONDS_BETWEEN_SAVES = 5.0
 
 
+SCORE = "the largest threshold of the grid at which ACDC keeps the edge; 0 if it keeps it at none"
+
+
 @dataclass(frozen=True)
-class Settings:
-    """Options.
+class Settings(SelectionSettings):
+    """Options, besides how edges are chosen by their scores; of edges that survive as long, those tested first.
 
     Attributes
     ----------
@@ -47,6 +52,7 @@ class Settings:
     tie_tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.acdc
         if self.thresholds is not None and not (self.thresholds and all(0 < t < math.inf for t in self.thresholds)):
             raise ConfigError(
@@ -66,8 +72,10 @@ def check(experiment: Experiment, settings: Settings) -> list[float]:
 
     Raises
     ------
-    ConfigError: none is given, and the task has none of its own for this metric.
+    ConfigError: none is given, and the task has none of its own for this metric; more edges are asked for than there
+    are.
     """
+    check_selection(experiment.graph, settings)
     if settings.thresholds is not None:
         return sorted(set(settings.thresholds))
     own = experiment.default_threshold
@@ -133,16 +141,14 @@ class _Grid:
             kept = frozenset(circuit)
             scores.update(dict.fromkeys(kept, threshold))
             sizes[f"{threshold:.6g}"] = len(kept)
-        decisions = sum(map(len, self.runs))
-        return Circuit(
-            graph,
-            {edge: score for edge, score in scores.items() if score},
-            scores,
-            model=experiment.model.name,
-            task=experiment.task.name,
-            method={**asdict(settings), "thresholds": self.thresholds},
-            metrics={"tested": decisions - sum(self.shared), "shared": sum(self.shared), "sizes": sizes},
-        )
+        matrix = torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
+        for edge, score in scores.items():
+            matrix[graph.port_index[edge.receiver], graph.sender_index[edge.sender]] = score
+        found = to_circuit(experiment, settings, matrix, SCORE)
+        found.method["thresholds"] = self.thresholds
+        shared = sum(self.shared)
+        found.metrics |= {"tested": sum(map(len, self.runs)) - shared, "shared": shared, "sizes": sizes}
+        return found
 
     def _prefix(self, threshold: float) -> list[Decision]:
         """The decisions of the run before, up to the first that might fall otherwise at this threshold."""

@@ -1,7 +1,7 @@
-"""From hypothesis to circuit, the way it was done by hand (Wang et al. 2022; Nanda 2023): attribute, patch, path-patch.
+"""From hypothesis to circuit, as it was done by hand (Wang et al. 2022; Nanda 2023): attribute, patch, path-patch.
 
-1. Attribution patching ranks heads and MLPs: (corrupted − clean) output times the gradient, whose mean over the clean and
-   the corrupted run is taken.
+1. Attribution patching ranks heads and MLPs: (corrupted − clean) output times the gradient, whose mean over the clean
+   and the corrupted run is taken.
 2. The best of them are patched for real, noising and denoising; those that matter either way survive.
 3. Every direct path from the input or a survivor to a survivor's q, k, v, an MLP or the logits is patched, both ways.
 4. Paths that matter either way, and lie on a way from the input to the logits, are the circuit.
@@ -32,6 +32,10 @@ from acdc.patching import path
 from acdc.patching.base import MOST_BYTES, blocks, ends
 from acdc.patching.path_choice import ports_of
 
+SCORE = (
+    "the larger effect, by size, of noising and denoising the direct path; 1 is all of the way from corrupted to clean"
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,8 +53,8 @@ class Settings:
 
     name: str = "attribution_to_circuit"
     candidates: int = 16
-    node_limit: float = 0.05
-    path_limit: float = 0.02
+    node_limit: float = 0.02
+    path_limit: float = 0.005
     compare: bool = True
     memory_gb: float | None = None
 
@@ -88,8 +92,8 @@ def discover(
 ) -> Circuit:
     """Find the circuit; an edge's score is the larger of its path's two effects, by size.
 
-    `metrics["steps"]` tells what each step found: `attributed` (every node's estimate), `patched` (noising and denoising
-    effect of each candidate), `survivors` and `paths` (how many were patched). A killed run begins again.
+    `metrics["steps"]` tells what each step found: `attributed` (every node's estimate), `patched` (noising and
+    denoising effect of each candidate) and `survivors`. A killed run begins again.
 
     Raises
     ------
@@ -113,16 +117,16 @@ def discover(
         effects,
         model=experiment.model.name,
         task=experiment.task.name,
-        method=asdict(settings),
+        method={**asdict(settings), "score": SCORE},
     )
     circuit.metrics = {
         "decisions": 0,
         "near_ties": 0,
+        "scored": len(effects),
         "steps": {
             "attributed": attributed,
             "patched": {node: {"noise": noise, "denoise": denoise} for node, (noise, denoise) in patched.items()},
             "survivors": survivors,
-            "paths": len(effects),
         },
     }
     if settings.compare:

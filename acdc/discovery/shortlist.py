@@ -14,6 +14,12 @@ from acdc.graph import Edge
 SHORTLISTS = ("eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_flow", "random")
 
 
+def check_shortlist(experiment: Experiment, method: str) -> None:
+    """ConfigError where the method cannot score this experiment's edges."""
+    module = discovery.load(method)
+    module.check(experiment, module.Settings())
+
+
 def make_shortlist(experiment: Experiment, method: str, share: float, store: Store) -> frozenset[Edge]:
     """The edges that a method rules out: all but the given share, those of the largest scores by size.
 

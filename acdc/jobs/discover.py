@@ -32,6 +32,7 @@ from acdc.jobs.prepare import Prepared
 from acdc.journal import Journal, RunState, TensorStore
 from acdc.report.grades import partners_section
 from acdc.report.html import write_report
+from acdc.report.methods import method_sections
 from acdc.report.pairs import pairs_section, short_table
 from acdc.report.picture import render_all
 from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
@@ -157,6 +158,7 @@ def _write_results(
     """Every file of a finished discovery but the growing ones."""
     notes = list(prepared.notes)
     sections = [partners_section(partners, prepared.experiment.metric_name)] if partners else []
+    sections = [*method_sections(circuit), *sections]
     if prepared.check is not None:
         sections.append(pairs_section(prepared.check))
     circuit.save(folder / "circuit.json")
@@ -200,10 +202,22 @@ def _show(circuit: Circuit, folder: Path, console: Console) -> None:
 
 
 def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """A loop's decisions, or that every edge was scored."""
+    """A loop's decisions, or that edges were scored; what was compared with plain ACDC."""
+    seconds = f"in {metrics['seconds']:.1f} s"
     if "scored" in metrics:
-        return {"edges scored": f"{metrics['scored']} in {metrics['seconds']:.1f} s"}
-    return {"decisions": f"{metrics['decisions']} ({metrics['near_ties']} near-ties) in {metrics['seconds']:.1f} s"}
+        lines = {"edges scored": f"{metrics['scored']} {seconds}"}
+    else:
+        lines = {"decisions": f"{metrics['decisions']} ({metrics['near_ties']} near-ties) {seconds}"}
+    if "ruled_out" in metrics:
+        lines["shortlist"] = f"{metrics['ruled_out']} edges ruled out"
+    if "plain_edges" in metrics:
+        lines["plain ACDC"] = (
+            f"{metrics['plain_edges']} edges; {metrics['plain_differs']} are kept by one of the two only"
+        )
+    if "acdc" in metrics:
+        other = metrics["acdc"]
+        lines["ACDC"] = f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f})"
+    return lines
 
 
 def _range(metrics: Mapping[str, Any]) -> str:

@@ -35,6 +35,11 @@ EXPLANATIONS = {
     "scored": "edges that the method gave a score",
     "decisions": "edges that were tested; the others were removed untested, since nothing used their receiver",
     "near_ties": "tests so close to the threshold that they were settled in float64",
+    "tested": "decisions that were evaluated, at all thresholds",
+    "shared": "decisions that were taken over from the threshold before",
+    "ruled_out": "edges that the shortlist rules out",
+    "plain_edges": "edges that ACDC keeps without a shortlist",
+    "plain_differs": "edges that only one of the two keeps",
     "verified": "tests that the full engine made again, with the same result",
     "on_path": "kept edges on a path from the input to the logits",
     "seconds": "time the search took",
@@ -163,6 +168,7 @@ def picture(svg: str) -> str:
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """The figures of a run, each with what it means."""
     names = [*(name for name in EXPLANATIONS if name in metrics), *(n for n in metrics if n not in EXPLANATIONS)]
+    names = [name for name in names if not isinstance(metrics[name], Mapping)]  # they have sections of their own
     if "scored" in metrics:  # no loop, and so no decisions
         names = [name for name in names if name not in ("decisions", "near_ties")]
     rows = []
