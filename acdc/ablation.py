@@ -111,9 +111,10 @@ def ablated_values(
     if bool((lengths == lengths[0]).all()):
         places = torch.arange(clean.inputs.shape[-2]).expand(len(lengths), -1)
     else:
-        places = corresponding_positions(settings.name, lengths, pairs)
+        option, others = f"ablation={settings.name}", "ablation=corrupted or zero"
+        places = corresponding_positions(lengths, pairs, option, others)
     weights = torch.tensor([1 / len(pair.corrupted) for pair in pairs] or [1.0] * len(lengths), dtype=torch.float64)
-    mean = _Mean.over(places.to(lengths.device), weights.to(lengths.device), clean.inputs.dtype)
+    mean = PairMean.over(places.to(lengths.device), weights.to(lengths.device), clean.inputs.dtype)
     if settings.name == "mean":
         return Values(*(mean(t) for t in (corrupted.inputs, corrupted.heads, corrupted.mlps)))
     # Drawn on the CPU in float64, so that the same seed gives the same noise on every device.
@@ -126,27 +127,32 @@ def ablated_values(
     return Values(*(noisy(t) for t in (clean.inputs, clean.heads, clean.mlps)))
 
 
-def corresponding_positions(name: str, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Tensor:
+def corresponding_positions(lengths: Tensor, pairs: Sequence[TokenizedPair], option: str, others: str) -> Tensor:
     """Which positions of prompts of different lengths correspond, by the labels of the pairs: `row pos`.
 
     Positions with the same number correspond; −1 is behind the end of a prompt. A labelled token is known by its label
     and its place in the label's span. A token between labels is known by its distance from the label before it, one
     before the first label by its distance from the start. Where labels overlap, the one named first counts.
 
+    Parameters
+    ----------
+    lengths: tokens of each row, `row`. pairs: the pair of each row. option, others: what needs this and what does not,
+        for messages.
+
     Raises
     ------
     ConfigError: no labels, or a position that no other pair has.
     """
     problem = (
-        f"ablation={name} averages over pairs position by position, but the prompts have {int(lengths.min())} to"
+        f"{option} averages over pairs position by position, but the prompts have {int(lengths.min())} to"
         f" {int(lengths.max())} tokens and "
     )
-    advice = "choose ablation=corrupted or zero, or pairs of one length"
+    advice = f"choose {others}, or pairs of one length"
     unlabelled = [pair.where for pair in pairs if not pair.labels]
     if unlabelled or not pairs:
         where = f" ({unlabelled[0]} has none)" if unlabelled else ""
         raise ConfigError(f"{problem}no labels say which of them correspond{where}: give labels, or {advice}")
-    by_row = [_names_of_positions(pair) for pair in pairs]
+    by_row = [names_of_positions(pair) for pair in pairs]
     owners: dict[tuple[str, int], set[int]] = {}
     for pair, names in zip(pairs, by_row, strict=True):
         for place in names:
@@ -164,7 +170,7 @@ def corresponding_positions(name: str, lengths: Tensor, pairs: Sequence[Tokenize
     return torch.tensor([[*(index[p] for p in names), *[-1] * (width - len(names))] for names in by_row])
 
 
-def _names_of_positions(pair: TokenizedPair) -> list[tuple[str, int]]:
+def names_of_positions(pair: TokenizedPair) -> list[tuple[str, int]]:
     """For each position the label that holds it or came last, and the distance from that label's start."""
     names: list[tuple[str, int]] = []
     label, start = "", 0
@@ -178,7 +184,7 @@ def _names_of_positions(pair: TokenizedPair) -> list[tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class _Mean:
+class PairMean:
     """The mean over rows at corresponding positions, given back to each of them.
 
     `average`: `place (row pos)`, each place's weights summing to 1. `places`: `(row pos)`, 0 behind a prompt's end.
@@ -189,7 +195,7 @@ class _Mean:
     places: Tensor
 
     @classmethod
-    def over(cls, places: Tensor, weights: Tensor, dtype: torch.dtype) -> _Mean:
+    def over(cls, places: Tensor, weights: Tensor, dtype: torch.dtype) -> PairMean:
         flat = places.flatten()
         chosen = flat == torch.arange(int(flat.max()) + 1, device=flat.device)[:, None]
         average = chosen * weights.repeat_interleave(places.shape[1])

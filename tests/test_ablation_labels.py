@@ -41,7 +41,7 @@ def ablated(one: Experiment, settings: AblationSettings) -> Values:
 
 def test_which_positions_correspond() -> None:
     one = experiment(small("gpt2"), PAIRS)
-    places = corresponding_positions("mean", one.batch.lengths, one.pairs)
+    places = corresponding_positions(one.batch.lengths, one.pairs, "ablation=mean", "ablation=zero")
     assert places.shape == (4, 6)
     assert places[1, 5] == places[3, 5] == -1
     for group in GROUPS:
