@@ -7,6 +7,7 @@ from torch import Tensor
 
 from acdc.engine.resumed import ResumedRun
 from acdc.patching.sites import Kind
+from acdc.patching.values import site_value
 
 
 class Changes:
@@ -14,37 +15,28 @@ class Changes:
 
     Parameters
     ----------
-    base: the run that is patched. source: the run whose values are put in.
+    base: the run that is patched. source: the run whose values are put in, or the layer's values themselves, as
+        `acdc.patching.values.site_value` has them.
     """
 
     @torch.no_grad()
-    def __init__(self, kind: Kind, layer: int, base: ResumedRun, source: ResumedRun) -> None:
+    def __init__(self, kind: Kind, layer: int, base: ResumedRun, source: ResumedRun | Tensor) -> None:
         self.kind, self.layer = kind, base.model.layers[layer]
         self.mask = base.experiment.attention_mask
         self.q, self.k, self.v = base.q[layer], base.k[layer], base.v[layer]
-        source_q, self.source_k, self.source_v = source.q[layer], source.k[layer], source.v[layer]
         self.z = base.values.heads[layer]
         name = kind.name
+        self.value = value = source if isinstance(source, Tensor) else site_value(source, name, layer)
         # The difference of what is patched, of every token; a site's change is this at its own tokens.
-        if name in ("resid_pre", "resid_mid", "resid_post"):
-            at = layer + 1 if name == "resid_post" else layer
-            here, there = (run.mid if name == "resid_mid" else run.pre for run in (base, source))
-            self.difference = there[at] - here[at]
-        elif name == "attn_out":
-            self.difference = self.layer.write_together(source.values.heads[layer] - self.z)
-        elif name == "mlp_out":
-            self.difference = source.values.mlps[layer] - base.values.mlps[layer]
-        elif name == "neuron":
-            mlp, inputs = self.layer.mlp, "pre" if base.model.config.parallel_attn_mlp else "mid"
-            assert mlp is not None
-            self.difference = mlp.neurons(getattr(source, inputs)[layer]) - mlp.neurons(getattr(base, inputs)[layer])
+        if kind.units != "head":
+            self.difference = value - site_value(base, name, layer)
         # Of a head's queries and pattern each token has its own, so their effect on its output is its own too.
         elif name == "head_output":
-            self.difference = source.values.heads[layer] - self.z
+            self.difference = value - self.z
         elif name == "q":
-            self.difference = self.layer.mix(source_q, self.k, self.v, self.mask) - self.z
+            self.difference = self.layer.mix(value, self.k, self.v, self.mask) - self.z
         elif name == "pattern":
-            self.difference = self.layer.mix(source_q, self.source_k, self.v, self.mask) - self.z
+            self.difference = value @ self.v - self.z
 
     @torch.no_grad()
     def __call__(self, units: Tensor | None, places: Tensor) -> Tensor:
@@ -78,7 +70,7 @@ class Changes:
             return of(self.difference) * patched
         k, v = of(self.k), of(self.v)
         if self.kind.name == "k":
-            k = torch.where(patched, of(self.source_k), k)
+            k = torch.where(patched, of(self.value), k)
         else:
-            v = torch.where(patched, of(self.source_v), v)
+            v = torch.where(patched, of(self.value), v)
         return self.layer.mix(of(self.q), k, v, self.mask) - of(self.z)
