@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from acdc.files import write_atomically
 from acdc.patching.result import CLASSES, Patched, SiteMap
-from acdc.patching.sites import Site
+from acdc.patching.sites import Grid, Site
 
 MOST_ROWS = 60  # of a map; of more sites the most important are shown
 MOST_LABELLED = 24  # columns whose cells have room for a number
@@ -29,48 +31,81 @@ COLOURS = {
 
 
 def draw_map(one: SiteMap, metric: str, folder: Path, estimated: bool = False) -> list[Path]:
-    """An importance map as SITE_DIRECTION.svg and .png: blue-white-red with white at 0, no effect; grey was left out.
+    """An importance map as SITE_DIRECTION.svg and .png; white is no effect, grey was left out. `estimated`: say that the
+    values are estimates."""
+    return draw_grid(
+        one.grid,
+        one.importance,
+        folder,
+        f"{one.grid.kind.name}_{one.direction}",
+        f"{'estimated ' * estimated}{KEPT_OR_LOST[one.direction]} (0: no effect)",
+        f"{one.grid.kind.name}, {one.direction}: {one.grid.kind.meaning} ({metric})",
+    )
+
+
+def draw_grid(grid: Grid, importance: Tensor, folder: Path, name: str, unit: str, title: str) -> list[Path]:
+    """A map of the sites of a grid, `layer unit place`, as NAME.svg and .png.
 
     Sites by head or neuron have layers upward and heads to the right, by position tokens to the right; both together
-    a row for each head. `estimated`: say that the values are estimates.
+    a row for each head.
     """
-    values, rows, columns, names = _cells(one)
+    values, rows, columns, names = _cells(grid, importance.numpy())
+    return draw_heatmap(Heatmap(values, rows, columns, names, unit, title), folder, name)
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Cells `row column`, NaN where there is none; labels of rows and columns, and what these are (rows first); what
+    the colours are."""
+
+    values: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+    names: tuple[str, str]
+    unit: str
+    title: str
+
+
+def draw_heatmap(one: Heatmap, folder: Path, name: str) -> list[Path]:
+    """A heatmap as NAME.svg and .png: blue-white-red with white at 0, the first row at the bottom."""
+    values = one.values
     height, width = values.shape
     numbered = width <= MOST_LABELLED and height <= MOST_ROWS
-    longest = max((len(label) for label in columns), default=0)
-    upright = longest * width > 90
+    longest, widest = (max((len(label) for label in labels), default=0) for labels in (one.columns, one.rows))
+    beside = 1.9 + 0.06 * max(0, widest - 6)
+    across = max(2.3, (0.48 if numbered else 0.16) * width)
+    upright = longest * width > 14 * across
     size = (
-        min(15.0, max(4.2, 1.9 + (0.48 if numbered else 0.16) * width)),
+        min(15.0, beside + across),
         min(22.0, max(2.4, 1.5 + 0.29 * height + (0.055 * longest if upright else 0))),
     )
     figure = new_figure(size)
     axes = figure.add_subplot()
-    limit = float(np.nanmax(np.abs(values))) or 1.0
-    axes.set_facecolor("0.82")
+    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
+    limit = limit or 1.0
     picture = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+    axes.set_facecolor("0.82")
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
-    bar.set_label(f"{'estimated ' * estimated}{KEPT_OR_LOST[one.direction]} (0: no effect)", fontsize=8)
+    bar.set_label(one.unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.ax.locator_params(nbins=7)
-    for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
+    for axis, labels in ((axes.xaxis, one.columns), (axes.yaxis, one.rows)):
         step = next(n for n in STEPS if len(labels) <= n * MOST_TICKS)
         axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=8, parse_math=False)
     if upright:
         axes.tick_params(axis="x", labelrotation=90)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(names[1], fontsize=9)
-    axes.set_ylabel(names[0], fontsize=9)
-    axes.set_title(
-        f"{one.grid.kind.name}, {one.direction}: {one.grid.kind.meaning} ({metric})", fontsize=9, loc="left", wrap=True
-    )
+    axes.set_xlabel(one.names[1], fontsize=9)
+    axes.set_ylabel(one.names[0], fontsize=9)
+    axes.set_title(one.title, fontsize=9, loc="left", wrap=True)
     for (y, x), value in np.ndenumerate(values) if numbered else ():
         if np.isnan(value):
             continue
         colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= 0.005 else "0.6"
         text = f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
         axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
-    return save_figure(figure, folder, f"{one.grid.kind.name}_{one.direction}")
+    return save_figure(figure, folder, name)
 
 
 def draw_classes(noise: SiteMap, denoise: SiteMap, patched: Patched, folder: Path) -> list[Path]:
@@ -121,9 +156,8 @@ def name_points(axes: Any, points: Sequence[tuple[Site, float, float]]) -> None:
             axes.annotate(str(site), (x, y), textcoords="offset points", fontsize=7, parse_math=False, **style)
 
 
-def _cells(one: SiteMap) -> tuple[np.ndarray, list[str], list[str], tuple[str, str]]:
+def _cells(grid: Grid, importance: np.ndarray) -> tuple[np.ndarray, list[str], list[str], tuple[str, str]]:
     """Values `row column`, the labels of rows and columns, and what these are."""
-    grid, importance = one.grid, one.importance.numpy()
     layers, places = [str(layer) for layer in grid.layers], [place.label for place in grid.places]
     if not grid.by.endswith("position"):
         return importance[:, :, 0], layers, [str(unit) for unit in grid.units], ("layer", grid.kind.units)
