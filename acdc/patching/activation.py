@@ -21,8 +21,10 @@ from acdc.patching import base, estimates, shortlist, site_settings
 from acdc.patching.base import MOST_BYTES, Progress
 from acdc.patching.changes import Changes
 from acdc.patching.result import Patched, SiteMap
+from acdc.patching.shift import Shift, measure
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
+from acdc.patching.values import site_value
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Settings(SiteSettings):
     ----------
     sufficient_from, necessary_from: a site is sufficient if denoising it recovers at least this, necessary if noising
         it loses at least this, of the way between the corrupted and the clean metric.
+    shift: measure how far what is put in lies from the site's clean values, see `acdc.patching.shift`.
     shortlist: None patches every site; `attribution` only those that attribution patching ranks highest.
     shortlist_size: how many of a map, that is of a kind and direction.
     """
@@ -40,6 +43,7 @@ class Settings(SiteSettings):
     name: str = "activation"
     sufficient_from: float = 0.1
     necessary_from: float = 0.1
+    shift: bool = True
     shortlist: str | None = None
     shortlist_size: int = 20
 
@@ -94,11 +98,19 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
                 if progress is not None:
                     progress(round(done), total)
             values[i, direction].append(torch.stack(parts))
+    shifts = {direction: _shifts(experiment, grids, direction) for direction in settings.directions if settings.shift}
     for (i, direction), parts in values.items():
         found = base.by_pair(experiment, torch.cat(parts, -1))
-        maps.append(SiteMap(grids[i], direction, found, ends[0], ends[1], chosen[i, direction].estimate))
+        shift = shifts[direction][i] if settings.shift else None
+        maps.append(SiteMap(grids[i], direction, found, ends[0], ends[1], chosen[i, direction].estimate, shift))
     limits = settings.sufficient_from, settings.necessary_from
     return Patched(tuple(maps), experiment.metric_name, settings.choice.subset, *limits)
+
+
+def _shifts(experiment: Experiment, grids: list[Grid], direction: str) -> list[Shift]:
+    """How far the values that are put in lie from clean ones, a grid each."""
+    source = ResumedRun(experiment, experiment.ablated if direction == "noise" else experiment.clean)
+    return measure(experiment, grids, lambda kind, layer: [site_value(source, kind, layer)])
 
 
 class _Sweep:

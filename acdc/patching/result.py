@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
 
 CLASSES = {  # (necessary, sufficient) → name
@@ -70,6 +71,7 @@ class SiteMap(Measured):
     values: the metric of each pair at each site, `layer unit place pair`, in the metric's own direction; NaN at sites
     that a shortlist left out. clean, corrupted: the same for the two runs, `pair`.
     estimate: the estimated importance that a shortlist was made by, `layer unit place`.
+    shift: of what is put in, where it was measured.
     """
 
     grid: Grid
@@ -78,6 +80,7 @@ class SiteMap(Measured):
     clean: Tensor
     corrupted: Tensor
     estimate: Tensor | None = None
+    shift: Shift | None = None
 
     @property
     def patched(self) -> Tensor:
@@ -151,7 +154,8 @@ class Patched:
         rows = []
         for one in self.maps:
             numbers = (t.flatten().tolist() for t in (one.recovery, one.std, one.values.mean(-1)))
-            for site, recovery, std, value in zip(one.grid, *numbers, strict=True):
+            shifts = [{}] * len(one.grid) if one.shift is None else one.shift.columns()
+            for site, recovery, std, value, shift in zip(one.grid, *numbers, shifts, strict=True):
                 if value != value:
                     continue  # left out by a shortlist
                 rows.append(
@@ -169,6 +173,7 @@ class Patched:
                         "neuron": site.neuron,
                         "metric": value,
                         "class": classes.get(site, ""),
+                        **shift,
                     }
                 )
         return rows

@@ -32,11 +32,17 @@ DIRECTIONS = {
 def sites_table(patched: Patched, title: str = "The sites that matter most") -> Table:
     """The most important sites of each map."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, name in enumerate(_HEADER):
-        shown.add_column(Text(name), justify="right" if i > 2 else "left", overflow="fold")
+    header = [name for name in _HEADER if name != "shift"]
+    for i, name in enumerate(header):
+        shown.add_column(Text(name), justify="right" if 2 < i < len(header) - 1 else "left", overflow="fold")
     for one in patched.maps:
         for row in _rows(patched, one, MOST_ON_CONSOLE):
+            shift = row.pop(_HEADER.index("shift"))
+            row[2] += "*" * shift.endswith("*")
             shown.add_row(*map(Text, row))
+    if any(one.shift is not None and bool(one.shift.shifted.any()) for one in patched.maps):
+        shown.caption = Text("* what is put in lies outside the range of the site's values on clean prompts")
+        shown.caption_justify = "left"
     return shown
 
 
@@ -85,24 +91,35 @@ def sites_section(patched: Patched, title: str = "The sites that matter most") -
     for one in patched.maps:
         rows = [[escape(cell) for cell in row] for row in _rows(patched, one, MOST_ON_PAGE)]
         which = f"{one.grid.kind.name}, {one.direction}: {len(rows)} of {len(one.grid):,} sites"
-        text = table(_HEADER, rows, numeric=range(3, 6))
+        text = table(_HEADER, rows, numeric=range(3, 7))
         parts.append(f"<details><summary>{escape(which)}</summary>{text}</details>")
+    if any(one.shift is not None for one in patched.maps):
+        parts.append(
+            "<p>Shift: how far what is put in lies from the site's values on clean prompts (Mahalanobis distance, 1 is"
+            " what a clean value has); * where it lies outside their range, also by its norm.</p>"
+        )
     return Section(title, "".join(parts))
 
 
-_HEADER = ["site", "direction", "where", "recovery", "std", "effect", "class"]
+_HEADER = ["site", "direction", "where", "recovery", "std", "effect", "shift", "class"]
 
 
 def _rows(patched: Patched, one: SiteMap, most: int) -> list[list[str]]:
     classes = patched.classes()
     numbers = zip(*(t.flatten().tolist() for t in (one.recovery, one.std, one.importance)), strict=True)
-    sites: list[tuple[Site, tuple[float, ...]]] = list(zip(one.grid, numbers, strict=True))
+    shifts = ["—"] * len(one.grid) if one.shift is None else [shift_text(**x) for x in one.shift.columns()]
+    sites: list[tuple[Site, tuple[float, ...], str]] = list(zip(one.grid, numbers, shifts, strict=True))
     found = [item for item in sites if item[1][0] == item[1][0]]  # without those that were left out
     found.sort(key=lambda item: -abs(item[1][2]))
     return [
-        [one.grid.kind.name, one.direction, str(site), *map(_short, values), classes.get(site, "")]
-        for site, values in found[:most]
+        [one.grid.kind.name, one.direction, str(site), *map(_short, values), shift, classes.get(site, "")]
+        for site, values, shift in found[:most]
     ]
+
+
+def shift_text(shift: float | None, shifted: bool) -> str:
+    """A distance from the clean values, marked where it lies outside their range."""
+    return "—" if shift is None else f"{shift:.2f}" + "*" * shifted
 
 
 def _short(value: float) -> str:
