@@ -69,6 +69,12 @@ class JointRun:
     def __init__(self, base: ResumedRun) -> None:
         self.base, self.model, self.experiment = base, base.model, base.experiment
 
+    def bytes_per_variant(self) -> int:
+        """About what one variant takes: while it runs, what is put where, and what `run` returns."""
+        n_rows, n_positions, d_model = self.base.pre[0].shape
+        returned = 2 * len(self.model.layers) * n_rows * n_positions * d_model * self.model.W_E.element_size()
+        return self.base.bytes_per_variant() + returned
+
     def metric_values(self, replaced: Mapping[tuple[str, int], Replaced]) -> Tensor:
         """The metric at each readout, `variant readout`."""
         metric, readouts = self.experiment.metric, self.experiment.readouts
@@ -84,8 +90,7 @@ class JointRun:
         nothing is replaced there.
 
         An attention or MLP output is what its heads or neurons write, with the MLP's output bias and without the
-        attention's, which belongs to the residual stream. Memory is about `ResumedRun.bytes_per_variant` a variant,
-        and what is returned.
+        attention's, which belongs to the residual stream.
         """
 
         def put(name: str, computed: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from acdc.tasks.base import TaskSettings
 from acdc.tracking import TrackerSettings
 
 CHECKS = ("error", "warn", "off")
-PATHS = ("path", "frequencies", "truth")  # keys whose values are files or folders
+PATHS = ("path", "frequencies", "truth", "ranking")  # keys whose values are files or folders; of the last, some are
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,9 @@ class RunSettings:
 
 
 def _with_absolute_paths(group: Mapping[str, Any], base: Path) -> Mapping[str, Any]:
-    paths = {key: _absolute(group[key], base) for key in PATHS if isinstance(group.get(key), str)}
-    return {**group, **paths}
+    given = {key: group[key] for key in PATHS if isinstance(group.get(key), str)}
+    is_path = {key: key != "ranking" or value.endswith(".csv") for key, value in given.items()}
+    return {**group, **{key: _absolute(value, base) for key, value in given.items() if is_path[key]}}
 
 
 def _absolute(path: str, base: Path) -> str:

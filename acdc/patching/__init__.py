@@ -10,7 +10,7 @@ from typing import Any
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
-METHODS = ("activation", "path", "direct", "attribution", "tracing", "sae")
+METHODS = ("activation", "path", "ablation", "direct", "attribution", "tracing", "sae")
 
 
 def load(name: str) -> ModuleType:

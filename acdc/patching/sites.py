@@ -59,6 +59,13 @@ class Site:
     neuron: int | None
     place: Place
 
+    @property
+    def name(self) -> str:
+        """Such as `9.h6`, `3@S2`, `0.n12`: what tells it apart from others of its kind."""
+        unit = "" if self.head is None else f".h{self.head}"
+        unit += "" if self.neuron is None else f".n{self.neuron}"
+        return f"{self.layer}{unit}" + f"@{self.place.name}" * bool(self.place.name)
+
     def __str__(self) -> str:
         head = "" if self.head is None else f".h{self.head}"
         neuron = "" if self.neuron is None else f".n{self.neuron}"

@@ -1,0 +1,337 @@
+"""What ablating sites gives: effects, the knock-out curve, backup and additivity, as rows and arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.patching.ranking import NamedSites
+from acdc.patching.shift import Shift
+from acdc.patching.sites import Grid, Site
+
+LEAST = 0.01  # of the largest direct effect: less is none
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Both ends: the metric of each pair in the clean and the corrupted run, `pair`, in its own direction."""
+
+    clean: Tensor
+    corrupted: Tensor
+    larger_is_better: bool
+
+    def effects(self, values: Tensor) -> Tensor:
+        """Loss after − loss before, of metrics `... pair`: positive means that what was ablated helps."""
+        return self.clean - values if self.larger_is_better else values - self.clean
+
+    @property
+    def gap(self) -> float | None:
+        """The mean loss of the corrupted − that of the clean run; None where they do not differ."""
+        gap = float(self.effects(self.corrupted).mean())
+        size = max(1.0, abs(float(self.clean.mean())), abs(float(self.corrupted.mean())))
+        return gap if abs(gap) > 1e-6 * size else None
+
+    def share(self, effect: float) -> float | None:
+        """An effect as a share of the gap."""
+        return None if self.gap is None else effect / self.gap
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """Every site of a grid ablated alone. `values`: the metric of each pair, `layer unit place pair`."""
+
+    grid: Grid
+    values: Tensor
+    effects: Tensor
+    shift: Shift
+
+    @property
+    def effect(self) -> Tensor:
+        """The mean over pairs, `layer unit place`."""
+        return self.effects.mean(-1)
+
+    @property
+    def importance(self) -> Tensor:
+        return self.effect
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Sites ablated cumulatively.
+
+    Attributes
+    ----------
+    ranking: what the order is by; `random` has no order of its own. sites: in this order. counts: how many are ablated
+    at each point, from 0 to all. ranked: effects, `point pair`; None for `random`. shuffled: the same of random orders,
+    `order point pair`.
+    """
+
+    ranking: str
+    sites: tuple[Site, ...]
+    counts: tuple[int, ...]
+    ranked: Tensor | None
+    shuffled: Tensor
+
+    def area(self, effects: Tensor) -> float:
+        """Area under the mean effect (trapezoid), over the share of sites that are ablated: the mean effect on the
+        way; larger means that what matters goes earlier."""
+        shares = torch.tensor(self.counts, dtype=torch.float64) / self.counts[-1]
+        return float(torch.trapezoid(effects.mean(-1), shares))
+
+    @property
+    def areas(self) -> dict[str, float]:
+        """Of the ranking, and the mean over random orders."""
+        found = {} if self.ranked is None else {self.ranking: self.area(self.ranked)}
+        if len(self.shuffled):
+            found["random"] = sum(map(self.area, self.shuffled)) / len(self.shuffled)
+        return found
+
+
+@dataclass(frozen=True)
+class Backup:
+    """Direct effects on the logits of all heads and MLPs before and after one site is ablated.
+
+    Attributes
+    ----------
+    components: their names. before, after: `component pair`. own: what the site is part of. later: what it can change.
+    """
+
+    site: Site
+    components: tuple[str, ...]
+    before: Tensor
+    after: Tensor
+    own: tuple[int, ...]
+    later: tuple[int, ...]
+
+    @property
+    def change(self) -> Tensor:
+        return self.after - self.before
+
+    @property
+    def lost(self) -> float:
+        """The direct effect that the site itself loses, the mean over pairs."""
+        return 0.0 - float(self.change[list(self.own)].sum(0).mean())
+
+    def restored(self, change: float) -> float | None:
+        """A change of the others as a share of what is lost; positive: it makes up for it. None where less is lost than
+        `LEAST` of the largest direct effect."""
+        least = LEAST * float(self.before.mean(-1).abs().max())
+        return change / self.lost if abs(self.lost) > least else None
+
+    @property
+    def changes(self) -> dict[int, float]:
+        """The mean change of each later component."""
+        means = self.change.mean(-1).tolist()
+        return {i: means[i] for i in self.later}
+
+    @property
+    def compensation(self) -> float | None:
+        """How much of the lost direct effect all later heads and MLPs together restore; negative: they lose too."""
+        return self.restored(sum(self.changes.values()))
+
+    @property
+    def backup(self) -> float | None:
+        """How much of it those restore that work against the loss."""
+        against = [change for change in self.changes.values() if change * self.lost > 0]
+        return self.restored(sum(against))
+
+
+@dataclass(frozen=True)
+class Additivity:
+    """A set of sites, ablated alone, in pairs and all together.
+
+    Attributes
+    ----------
+    single: effects, `site pair`. joint: of each two, `site site pair`, the diagonal alone. whole: of all, `pair`.
+    """
+
+    sites: tuple[Site, ...]
+    single: Tensor
+    joint: Tensor
+    whole: Tensor
+
+    @property
+    def interactions(self) -> Tensor:
+        """Joint effect − sum of the two, `site site pair`; 0 on the diagonal."""
+        found = self.joint - self.single[:, None] - self.single[None]
+        found[range(len(self.sites)), range(len(self.sites))] = 0
+        return found
+
+    @property
+    def interaction(self) -> Tensor:
+        """The same of all together, `pair`."""
+        return self.whole - self.single.sum(0)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The result of `patch=ablation`. `value`, `over`: what stood in. The last three are None where not asked for."""
+
+    maps: tuple[Ablated, ...]
+    names: NamedSites
+    scale: Scale
+    metric: str
+    value: str
+    over: str
+    subset: str
+    curve: Curve | None
+    backups: tuple[Backup, ...]
+    additivity: Additivity | None
+
+    @property
+    def stands_in(self) -> str:
+        """What stood in, for people."""
+        return {
+            "zero": "zero",
+            "mean": f"the mean over all tokens of the {self.over} prompts",
+            "mean_by_position": f"the mean over the {self.over} prompts at the same position",
+            "resample": f"the value of another pair's {self.over} prompt",
+        }[self.value]
+
+    def ranked(self) -> list[tuple[Site, Tensor]]:
+        """Every site with its effects, the strongest help first."""
+        found = [pair for one in self.maps for pair in zip(one.grid, one.effects.flatten(0, -2), strict=True)]
+        return sorted(found, key=lambda item: -float(item[1].mean()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a site, as in `patch.csv`."""
+        rows = []
+        for one in self.maps:
+            shift, values = one.shift, one.values.mean(-1).flatten()
+            norms = zip(shift.norm_ratio.flatten().tolist(), shift.norm_z.flatten().tolist(), strict=True)
+            each = zip(one.grid, one.effects.flatten(0, -2), values.tolist(), norms, shift.columns(), strict=True)
+            for site, effects, metric, (norm_ratio, norm_z), shifted in each:
+                rows.append(
+                    {
+                        "site": site.kind,
+                        "layer": site.layer,
+                        "head": site.head,
+                        "position": site.place.name,
+                        "value": self.value,
+                        **self._measured(effects),
+                        "subset": self.subset,
+                        "label": site.place.label,
+                        "neuron": site.neuron,
+                        "metric": metric,
+                        "name": self.names.name(site),
+                        "norm_ratio": _known(norm_ratio),
+                        "norm_z": _known(norm_z),
+                        **shifted,
+                    }
+                )
+        return rows
+
+    def curve_rows(self) -> list[dict[str, Any]]:
+        """A row a point of the knock-out curve, as in `knockout.csv`; `order` numbers the random ones."""
+        if self.curve is None:
+            return []
+        curves: list[tuple[str, int | None, Tensor]] = []
+        if self.curve.ranked is not None:
+            curves.append((self.curve.ranking, None, self.curve.ranked))
+        curves += [("random", i, effects) for i, effects in enumerate(self.curve.shuffled)]
+        rows = []
+        for ranking, order, points in curves:
+            for count, effects in zip(self.curve.counts, points, strict=True):
+                last = self.names.name(self.curve.sites[count - 1]) if count and order is None else ""
+                head = {"ranking": ranking, "order": order, "ablated": count, "last": last}
+                sign = -1 if self.scale.larger_is_better else 1
+                metric = float(self.scale.clean.mean()) + sign * float(effects.mean())
+                rows.append({**head, "metric": metric, **self._measured(effects)})
+        return rows
+
+    def backup_rows(self) -> list[dict[str, Any]]:
+        """A row an ablated site and later head or MLP, as in `backup.csv`."""
+        rows = []
+        for one in self.backups:
+            for i in one.later:
+                changes = one.change[i]
+                rows.append(
+                    {
+                        "ablated": self.names.name(one.site),
+                        "component": one.components[i],
+                        "before": float(one.before[i].mean()),
+                        "after": float(one.after[i].mean()),
+                        "change": float(changes.mean()),
+                        "std": _std(changes),
+                        "restored": one.restored(float(changes.mean())),
+                        "n": len(changes),
+                    }
+                )
+        return rows
+
+    def additivity_rows(self) -> list[dict[str, Any]]:
+        """A row a pair of sites and, last, one for all of them, as in `additivity.csv`."""
+        if (one := self.additivity) is None:
+            return []
+        names, count = [self.names.name(site) for site in one.sites], len(one.sites)
+        found = [
+            ([names[i], names[j]], one.joint[i, j], one.single[[i, j]].sum(0))
+            for i in range(count)
+            for j in range(i + 1, count)
+        ]
+        if count > 2:
+            found.append((names, one.whole, one.single.sum(0)))
+        return [
+            {
+                "sites": " ".join(which),
+                "joint": float(joint.mean()),
+                "sum": float(total.mean()),
+                "interaction": float((joint - total).mean()),
+                "std": _std(joint - total),
+                "n": len(joint),
+            }
+            for which, joint, total in found
+        ]
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for `patch.npz`: `SITE_effect` is `layer unit place`, `SITE_effect_pairs` with a last axis for pairs;
+        `SITE_layers`, `_units` (heads or neurons, −1: together), `_places` name the axes; `knockout`, `backup` and
+        `interaction` as far as they were asked for, each with its axes."""
+        arrays: dict[str, Any] = {"clean": self.scale.clean.numpy(), "corrupted": self.scale.corrupted.numpy()}
+        for one in self.maps:
+            name = one.grid.kind.name
+            arrays[f"{name}_effect"] = one.effect.numpy()
+            arrays[f"{name}_effect_pairs"] = one.effects.numpy()
+            arrays[f"{name}_shift"] = one.shift.distance.numpy()
+            arrays[f"{name}_layers"] = list(one.grid.layers)
+            arrays[f"{name}_units"] = [-1 if unit is None else unit for unit in one.grid.units]
+            arrays[f"{name}_places"] = [place.name for place in one.grid.places]
+        if self.curve is not None:
+            arrays["knockout_counts"] = list(self.curve.counts)
+            arrays["knockout_sites"] = [self.names.name(site) for site in self.curve.sites]
+            arrays["knockout_random"] = self.curve.shuffled.numpy()
+            if self.curve.ranked is not None:
+                arrays["knockout_ranked"] = self.curve.ranked.numpy()
+        if self.backups:
+            arrays["backup_ablated"] = [self.names.name(one.site) for one in self.backups]
+            arrays["backup_components"] = list(self.backups[0].components)
+            arrays["backup_before"] = self.backups[0].before.numpy()
+            arrays["backup_after"] = torch.stack([one.after for one in self.backups]).numpy()
+        if self.additivity is not None:
+            arrays["interaction_sites"] = [self.names.name(site) for site in self.additivity.sites]
+            arrays["interaction"] = self.additivity.interactions.mean(-1).numpy()
+        return arrays
+
+    def _measured(self, effects: Tensor) -> dict[str, Any]:
+        effect = float(effects.mean())
+        return {"effect": effect, "std": _std(effects), "share": self.scale.share(effect), "n": len(effects)}
+
+
+def _known(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def _std(values: Tensor) -> float | None:
+    """Over pairs, n − 1 in the denominator."""
+    return float(values.std()) if len(values) > 1 else None
+
+
+def strongest(ranked: Sequence[tuple[Site, Tensor]], count: int) -> list[Site]:
+    """The sites with the largest effects, of either sign."""
+    return [site for site, _ in sorted(ranked, key=lambda item: -abs(float(item[1].mean())))[:count]]

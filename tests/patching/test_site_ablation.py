@@ -1,0 +1,457 @@
+"""Ablation against hooks of TransformerLens: alone, in the order of a ranking, in pairs; and what must hold exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from experiments import Small, experiment, naive_value, random_pairs, rows_of, small
+from torch import Tensor
+
+from acdc.errors import AcdcError
+from acdc.experiment import Experiment
+from acdc.files import write_csv
+from acdc.patching import ablation, patch
+from acdc.patching.ablated import Ablation
+from acdc.patching.ablation import Settings
+from acdc.patching.sites import KINDS, Site
+from acdc.patching.standins import VALUES
+from acdc.tasks.base import Pair
+
+HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_attn_out",  # the bridge's own hook_resid_mid is what the MLP reads, not the stream around it
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "head_output": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",
+    "neuron": "mlp.hook_post",
+}
+LABELS = {6: {"two": [0, 2], "verb": 3, "end": -1}, 5: {"two": [0, 2], "verb": 2, "end": -1}}
+
+
+class Hooked:
+    """The oracle: the bridge's run on the clean prompts, with a hook at every ablated site."""
+
+    def __init__(self, one: Experiment, model: Small, pairs: list[Pair], settings: Settings) -> None:
+        self.bridge, self.model, self.pairs, self.settings = model.bridge, model, pairs, settings
+        self.rows, self.metric = rows_of(pairs), one.metric_name
+        self.tokens = {"clean": self.rows.clean, "corrupted": self.rows.corrupted}
+        self.caches = {name: self.bridge.run_with_cache(tokens)[1] for name, tokens in self.tokens.items()}
+        self.full = self.read(self.bridge(self.rows.clean))
+        self.pair_of = list(one.batch.source)
+        self.donors = ablation.check(one, settings).stand_ins.donors if settings.value == "resample" else None
+        self.draws = settings.draws if settings.value == "resample" else 1
+
+    def read(self, logits: Tensor) -> Tensor:
+        return logits[range(len(self.rows.positions)), self.rows.positions]
+
+    def by_pair(self, logits: Tensor) -> Tensor:
+        found: dict[int, list[float]] = {}
+        each = zip(logits.tolist(), self.full.tolist(), self.rows.answers, self.rows.wrong, strict=True)
+        for pair, row in zip(self.pair_of, each, strict=True):
+            found.setdefault(pair, []).append(naive_value(self.metric, *row))
+        return torch.tensor([sum(values) / len(values) for values in found.values()], dtype=torch.float64)
+
+    def stand_in(self, kind: str, layer: int, draw: int) -> Tensor:
+        """What is put in at a hook, in the hook's own shape, rows first."""
+        name = "hook_resid_mid" if kind == "resid_mid" else HOOKS[kind]
+        values = self.caches[self.settings.over][f"blocks.{layer}.{name}"].clone()
+        if self.settings.value == "zero":
+            bias = self.model.parts.layers[layer].b_O
+            return torch.zeros_like(values) + (bias if kind == "attn_out" and bias is not None else 0)
+        if self.donors is not None:
+            return values[self.donors[draw]]
+        lengths, weights = self.rows.lengths, [1 / self.pair_of.count(pair) for pair in self.pair_of]
+        token_axis = 2 if kind == "pattern" else 1
+        values, out = values.movedim(token_axis, 1), torch.empty_like(values.movedim(token_axis, 1))
+        for row, token in ((r, t) for r, n in enumerate(lengths) for t in range(n)):
+            same = [
+                (r, t)
+                for r, n in enumerate(lengths)
+                for t in range(n)
+                if self.settings.value == "mean" or self.place(r, t) == self.place(row, token)
+            ]
+            total = sum(weights[r] for r, _ in same)
+            out[row, token] = sum(weights[r] / total * values[r, t] for r, t in same)
+        return out.movedim(1, token_axis)
+
+    def place(self, row: int, token: int) -> Any:
+        """What a token is, by index where all prompts are equally long; here by hand for the prompts of `LABELS`."""
+        if len(set(self.rows.lengths)) == 1:
+            return token
+        return {6: ["0", "1", "+", "verb", "rest", "end"], 5: ["0", "1", "verb", "rest", "end"]}[
+            self.rows.lengths[row]
+        ][token]
+
+    def hooks(self, sites: Sequence[Site], draw: int) -> list[tuple[str, Any]]:
+        before: dict[int, Tensor] = {}
+        hooks: list[tuple[str, Any]] = []
+        for site in sites:
+            other = self.stand_in(site.kind, site.layer, draw)
+
+            def put(value: Tensor, hook: Any, site: Site = site, other: Tensor = other) -> Tensor:
+                self.fired.append(site)
+                value = value.clone()
+                other = other - before[site.layer] if site.kind == "resid_mid" else other
+                unit = site.head if site.head is not None else slice(None) if site.neuron is None else site.neuron
+                for row, pair in enumerate(self.pair_of):
+                    for token in site.place.tokens[pair]:
+                        at = (row, unit, token) if site.kind == "pattern" else (row, token, unit)
+                        value[at] = other[at]
+                return value
+
+            if site.kind == "resid_mid":
+                hooks.append(
+                    (f"blocks.{site.layer}.hook_resid_pre", lambda x, hook, i=site.layer: before.update({i: x}))
+                )
+            hooks.append((f"blocks.{site.layer}.{HOOKS[site.kind]}", put))
+        return hooks
+
+    def values(self, sites: Sequence[Site]) -> Tensor:
+        """The metric of each pair, the mean over draws."""
+        found = []
+        for draw in range(self.draws):
+            self.fired: list[Site] = []
+            found.append(
+                self.by_pair(self.read(self.bridge.run_with_hooks(self.rows.clean, fwd_hooks=self.hooks(sites, draw))))
+            )
+            assert len(self.fired) == len(sites)
+        return torch.stack(found).mean(0)
+
+    def effects(self, sites: Sequence[Site]) -> Tensor:
+        sign = -1 if self.metric in ("logit_diff", "prob_diff") else 1
+        return sign * (self.values(sites) - self.by_pair(self.full))
+
+
+def assert_single_effects(found: Ablation, oracle: Hooked) -> None:
+    rows = iter(found.rows())
+    for one in found.maps:
+        for site, values, effects in zip(one.grid, one.values.flatten(0, -2), one.effects.flatten(0, -2), strict=True):
+            theirs = oracle.values([site])
+            torch.testing.assert_close(
+                values, theirs, atol=1e-4, rtol=1e-4, msg=lambda text, s=site: f"{s.kind} {s}: {text}"
+            )
+            torch.testing.assert_close(effects, oracle.effects([site]), atol=2e-4, rtol=1e-4)
+            row = next(rows)
+            assert (row["site"], row["layer"], row["head"], row["n"]) == (
+                site.kind,
+                site.layer,
+                site.head,
+                len(effects),
+            )
+            assert row["effect"] == pytest.approx(float(oracle.effects([site]).mean()), abs=2e-4, rel=1e-4)
+    assert next(rows, None) is None
+
+
+def settings_of(value: str, **options: Any) -> Settings:
+    options = {"draws": 2, **options} if value == "resample" else options
+    return Settings(value=value, **{"ranking": None, "backup": 0, "additivity": 0, **options})
+
+
+def ablated(one: Experiment, settings: Settings) -> Ablation:
+    return ablation.patch(one, settings)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(("kind", "metric"), [("gpt2", "logit_diff"), ("llama", "kl_div"), ("gpt_neox", "nll")])
+def test_every_site_is_what_a_hook_does(kind: str, metric: str, value: str) -> None:
+    model = small(kind, 3, **({"num_key_value_heads": 2} if kind == "llama" else {}))
+    pairs = random_pairs(7, (4, 4, 4), partners=2 if kind == "llama" else 1)
+    one = experiment(model, pairs, metric)
+    names = [name for name in KINDS if not (kind == "gpt_neox" and name == "resid_mid")]
+    names = [name for name in names if not (value == "mean" and name == "pattern")]
+    by_layer = [name for name in names if KINDS[name].units == ""]
+    by_unit = [name for name in names if name not in by_layer]
+    chosen = [
+        {"site": by_layer, "positions": 1, "layers": 1},
+        {"site": by_unit, "layers": 0, "heads": 1, "neurons": 3},
+    ]
+    for options in chosen:
+        over = "clean" if metric == "kl_div" and value != "zero" else "corrupted"
+        settings = settings_of(value, over=over, **options)
+        assert_single_effects(ablated(one, settings), Hooked(one, model, pairs, settings))
+
+
+@pytest.mark.parametrize("value", ["mean", "mean_by_position", "resample"])
+def test_prompts_of_different_lengths_are_what_a_hook_does(value: str) -> None:
+    pairs = [replace(pair, labels=LABELS[len(pair.clean)]) for pair in random_pairs(2, (6, 5, 6, 5), partners=2)]
+    model = small("llama", 3, num_key_value_heads=2)
+    one = experiment(model, pairs, "logit_diff")
+    settings = settings_of(value, site=["head_output", "k", "mlp_out"], by="auto", layers=1)
+    assert_single_effects(ablated(one, settings), Hooked(one, model, pairs, settings))
+
+
+def test_native_models_are_what_a_hook_does() -> None:
+    for kind in ("attention_only", "bidirectional"):
+        model, pairs = small(kind, 1), random_pairs(3)
+        one = experiment(model, pairs)
+        settings = settings_of("mean", site=["attn_out", "head_output", "q"], by="position", positions=[0, 3])
+        assert_single_effects(ablated(one, settings), Hooked(one, model, pairs, settings))
+
+
+@pytest.mark.parametrize("value", ["zero", "mean_by_position", "resample"])
+def test_the_curve_is_what_many_hooks_do(value: str) -> None:
+    model, pairs = small("gpt2", 3), random_pairs(7, (5, 5, 5), partners=2)
+    one = experiment(model, pairs, "logit_diff")
+    order = ["mlp_out:0@2", "attn_out:1@4", "mlp_out:1@4", "attn_out:0@2"]
+    options = {"site": ["mlp_out", "attn_out"], "positions": [2, 4], "orders": 2, "additivity": order[:3]}
+    settings = settings_of(value, ranking="given", order=order, **options)
+    found, oracle = ablated(one, settings), Hooked(one, model, pairs, settings)
+    curve = found.curve
+    assert curve is not None
+    assert curve.ranked is not None
+    assert curve.counts == (0, 1, 2, 3, 4)
+    assert [found.names.name(site) for site in curve.sites] == order
+    for count, effects in zip(curve.counts, curve.ranked, strict=True):
+        theirs = oracle.effects(curve.sites[:count]) if count else torch.zeros(3, dtype=torch.float64)
+        torch.testing.assert_close(effects, theirs, atol=2e-4, rtol=1e-4)
+    # Random orders are of the same sites: alike at both ends.
+    torch.testing.assert_close(curve.shuffled[:, -1], curve.ranked[-1].expand(2, -1), atol=1e-5, rtol=0)
+    alone = [float(oracle.effects([site]).mean()) for site in curve.sites]
+    for effects in curve.shuffled:
+        assert any(float(effects[1].mean()) == pytest.approx(effect, abs=1e-4) for effect in alone)
+    means = curve.ranked.mean(-1).tolist()
+    assert curve.area(curve.ranked) == pytest.approx(sum(a + b for a, b in pairwise(means)) / 8)
+    # The same sites in pairs and together.
+    assert found.additivity is not None
+    sites = found.additivity.sites
+    assert sites == curve.sites[:3]
+    torch.testing.assert_close(found.additivity.whole, curve.ranked[3], atol=1e-5, rtol=0)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        interaction = oracle.effects([sites[i], sites[j]]) - oracle.effects([sites[i]]) - oracle.effects([sites[j]])
+        torch.testing.assert_close(found.additivity.interactions[i, j], interaction, atol=5e-4, rtol=1e-3)
+    rows = found.additivity_rows()
+    named = [f"{order[i]} {order[j]}" for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert [row["sites"] for row in rows] == [*named, " ".join(order[:3])]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("metric", ["logit_diff", "kl_div"])
+def test_backup_is_direct_attribution_by_hand(kind: str, metric: str) -> None:
+    model, pairs = small(kind, 3, n_layers=3), random_pairs(7, (5, 5, 5), partners=2)
+    one = experiment(model, pairs, metric)
+    settings = settings_of("resample", backup=["0.h1", "1.h0"])
+    found, oracle = ablated(one, settings), Hooked(one, model, pairs, settings)
+    original, rows = model.bridge.original_model, oracle.rows
+    norm = {
+        "gpt2": lambda m: m.transformer.ln_f,
+        "llama": lambda m: m.model.norm,
+        "gpt_neox": lambda m: m.gpt_neox.final_layer_norm,
+    }[kind](original)
+    unembed = original.get_output_embeddings().weight.detach().double()
+    clean = oracle.caches["clean"]
+    at = list(range(len(rows.positions))), rows.positions
+    stream = clean["blocks.2.hook_resid_post"][at].double()
+    direction = torch.stack(
+        [unembed[right].mean(0) - unembed[wrong].mean(0) for right, wrong in zip(rows.answers, rows.wrong, strict=True)]
+    )
+
+    def along(written: Tensor) -> Tensor:
+        """The norm with the clean run's scale, then the logit difference, of each pair."""
+        written, x = written.double(), stream
+        if kind != "llama":
+            written, x = written - written.mean(-1, keepdim=True), x - x.mean(-1, keepdim=True)
+        scaled = written / (x.square().mean(-1, keepdim=True) + one.model.final_norm.eps).sqrt() * norm.weight.double()
+        each = (scaled * direction).sum(-1)
+        return torch.stack([each[[r for r, p in enumerate(oracle.pair_of) if p == pair]].mean() for pair in range(3)])
+
+    def parts(cache: Any) -> Tensor:
+        effects = []
+        for i in range(3):
+            W_O = one.model.layers[i].W_O
+            effects += [along(cache[f"blocks.{i}.attn.hook_z"][at][:, h] @ W_O[h]) for h in range(2)]
+            effects.append(along(cache[f"blocks.{i}.hook_mlp_out"][at]))
+        return torch.stack(effects)
+
+    names = [name for i in range(3) for name in (f"a{i}.h0", f"a{i}.h1", f"m{i}")]
+    for backup in found.backups:
+        assert list(backup.components) == names
+        torch.testing.assert_close(backup.before, parts(clean), atol=1e-4, rtol=1e-4)
+        after, frozen = [], []
+        for draw in range(2):
+            oracle.fired = []
+            with model.bridge.hooks(fwd_hooks=oracle.hooks([backup.site], draw)):
+                cache = model.bridge.run_with_cache(rows.clean)[1]
+            assert oracle.fired == [backup.site]
+            after.append(parts(cache))
+            frozen.append(along(cache["blocks.2.hook_resid_post"][at] - stream))
+        torch.testing.assert_close(backup.after, torch.stack(after).mean(0), atol=1e-4, rtol=1e-4)
+        # All changes of direct effects together are the change of the logit difference with the norm's scale fixed.
+        torch.testing.assert_close(backup.change.sum(0), torch.stack(frozen).mean(0), atol=2e-4, rtol=1e-4)
+        own = names.index(f"a{backup.site.layer}.h{backup.site.head}")
+        assert backup.own == (own,)
+        assert backup.lost == pytest.approx(-float(backup.change[own].mean()))
+        others = float(backup.change.sum(0).mean()) + backup.lost
+        assert sum(backup.changes.values()) == pytest.approx(others, abs=1e-4)
+        assert backup.compensation == pytest.approx(others / backup.lost, rel=1e-3)
+        after_it = [name for name in names if int(name[1]) > backup.site.layer]
+        same_layer = [] if kind == "gpt_neox" else [f"m{backup.site.layer}"]  # in parallel it hears nothing of the head
+        assert [names[i] for i in backup.later] == same_layer + after_it
+
+
+def test_backup_of_an_answer_without_a_wrong_one_is_against_all_words() -> None:
+    """And of no answer at all it is that of the model's own top token. Without a norm direct effects add up to the
+    logits that there are without the input and the biases."""
+    model = small("attention_only", 1)
+    pairs = [replace(pair, wrong_answers=()) for pair in random_pairs(3)]
+    for given in (pairs, [replace(pair, answers=()) for pair in pairs]):
+        one = experiment(model, given, "kl_div")
+        backup = ablated(one, settings_of("zero", backup=["1.h0"])).backups[0]
+        rest = one.clean.inputs[0] + sum(layer.b_O for layer in one.model.layers if layer.b_O is not None)
+        logits = one.clean_logits - one.model.unembed(one.read(rest))
+        tokens = [pair.answers[0] for pair in pairs] if given is pairs else one.clean_logits.argmax(-1).tolist()
+        theirs = torch.stack([row[token] - row.mean() for row, token in zip(logits, tokens, strict=True)])
+        torch.testing.assert_close(backup.before.sum(0), theirs.double(), atol=1e-4, rtol=1e-4)
+
+
+# What must hold exactly.
+
+
+def test_effects_of_a_linear_model_add_up() -> None:
+    """One layer, no norm: the heads add to the logits, so no two interact."""
+    one = experiment(small("attention_only", 1, n_layers=1, n_heads=4), random_pairs(3), "logit_diff")
+    found = ablated(one, settings_of("mean", additivity=4, ranking="effect"))
+    assert found.additivity is not None
+    assert found.curve is not None
+    assert float(found.additivity.single.abs().mean()) > 0.01
+    for interaction in (found.additivity.interactions, found.additivity.interaction):
+        torch.testing.assert_close(interaction, torch.zeros_like(interaction), atol=5e-5, rtol=0)
+    # So no order is above that of the effects, at any point.
+    assert found.curve.ranked is not None
+    assert bool((found.curve.ranked.mean(-1) >= found.curve.shuffled.mean(-1) - 1e-5).all())
+    assert found.curve.areas["effect"] >= found.curve.areas["random"]
+
+
+def test_positive_means_that_the_site_helps_in_every_metric() -> None:
+    for metric in ("logit_diff", "prob_diff", "nll", "kl_div", "l2"):
+        one = experiment(small("gpt2", 3), random_pairs(7), metric)
+        found = ablated(one, settings_of("zero", site="resid_post", layers=1))
+        sign = -1 if metric in ("logit_diff", "prob_diff") else 1
+        torch.testing.assert_close(found.maps[0].effects, sign * (found.maps[0].values - found.scale.clean))
+        gap = float(sign * (found.scale.corrupted - found.scale.clean).mean())
+        for row in found.rows():
+            assert row["share"] == pytest.approx(row["effect"] / gap)
+
+
+def test_memory_decides_nothing() -> None:
+    one = experiment(small("gpt2", 3), random_pairs(7, (4, 4, 4), partners=2))
+    options = {"site": ["k", "neuron", "resid_pre"], "neurons": 3, "positions": [1, 3], "orders": 1, "additivity": 2}
+    options |= {"ranking": "effect", "backup": ["k:0.h1@1,3", "neuron:1.n3@1,3"], "points": 3}
+    wide = ablated(one, settings_of("resample", **options))
+    for memory in (1e-4, 1e-6):  # some sites at once; blocks of rows
+        thin = ablated(one, settings_of("resample", memory_gb=memory, **options))
+        for a, b in zip(wide.maps, thin.maps, strict=True):
+            torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=0)
+        for a, b in zip(wide.backups, thin.backups, strict=True):
+            torch.testing.assert_close(a.after, b.after, atol=1e-5, rtol=0)
+        assert wide.curve is not None
+        assert thin.curve is not None
+        torch.testing.assert_close(wide.curve.shuffled, thin.curve.shuffled, atol=1e-5, rtol=0)
+
+
+def test_the_seed_decides_the_draws() -> None:
+    one = experiment(small("gpt2", 3), random_pairs(7, (5,) * 8))
+    first, same, other = (ablated(one, settings_of("resample", seed=seed)).maps[0].values for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.allclose(first, other)
+    donors = ablation.check(one, settings_of("resample", draws=50)).stand_ins.donors
+    assert all(set(donors[:, row].tolist()) == set(range(8)) - {row} for row in range(8))
+
+
+def test_a_file_ranks_the_sites(tmp_path: Path) -> None:
+    one = experiment(small("gpt2", 3), random_pairs(7), "logit_diff")
+    for direction in ("noise", "denoise", "both"):
+        found = patch(one, "activation", direction=direction)
+        rows = [row for row in found.rows() if row["direction"] == (direction if direction != "both" else "denoise")]
+        path = tmp_path / f"{direction}.csv"
+        write_csv(path, found.rows())
+        rows.sort(key=lambda row: row["recovery"], reverse=direction != "noise")
+        curve = ablated(one, settings_of("zero", ranking=str(path))).curve
+        assert curve is not None
+        assert [(site.layer, site.head) for site in curve.sites] == [(row["layer"], row["head"]) for row in rows]
+        assert curve.ranking == f"{direction}.csv"
+    first = ablated(one, settings_of("zero"))
+    write_csv(tmp_path / "patch.csv", first.rows())
+    (tmp_path / "names.csv").write_text("name\n1.h0\n0.h1\n7.h7\n")
+    by_effect, by_name = (
+        ablated(one, settings_of("zero", ranking=str(tmp_path / name))).curve for name in ("patch.csv", "names.csv")
+    )
+    assert by_effect is not None
+    assert by_name is not None
+    assert list(by_effect.sites) == [site for site, _ in first.ranked()]
+    assert [site.name for site in by_name.sites] == ["1.h0", "0.h1"]
+
+
+def test_a_long_curve_has_as_many_points_as_asked_for() -> None:
+    one = experiment(small("gpt2", 3), random_pairs(7))
+    curve = ablated(one, settings_of("zero", site="neuron", ranking="effect", points=6, orders=0)).curve
+    assert curve is not None
+    assert curve.counts == (0, 6, 13, 19, 26, 32)
+    assert len(curve.shuffled) == 0
+    assert "random" not in curve.areas
+
+
+def test_progress_comes_to_its_end() -> None:
+    heard: list[tuple[int, int]] = []
+    one = experiment(small("gpt2", 3), random_pairs(7))
+    settings = settings_of("resample", ranking="effect", orders=2, backup=2, additivity=3, memory_gb=1e-6)
+    ablation.patch(one, settings, lambda *now: heard.append(now))
+    total = 4 + 3 * 4 + 2 + 4
+    assert heard[-1] == heard[-2] == (total, total)  # it is there before the end is declared
+    assert heard == sorted(heard)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"value": "noise"}, "patch.value=noise is not known: choose one of zero, mean"),
+        ({"over": "both"}, "patch.over=both is not known: choose one of clean, corrupted"),
+        ({"by": "token"}, "patch.by=token is not known"),
+        ({"value": "zero", "over": "clean"}, "patch.over=clean has no effect with patch.value=zero"),
+        ({"draws": 3}, "patch.draws=3 has no effect with patch.value=mean"),
+        ({"value": "resample", "draws": 0}, "patch.draws=0 is not allowed"),
+        ({"ranking": "best"}, "patch.ranking=best is not known: choose effect, given, random, a file (.csv) or null"),
+        ({"ranking": "none.csv"}, "patch.ranking=none.csv cannot be read"),
+        ({"ranking": "given"}, "patch.ranking=given needs patch.order"),
+        ({"order": ["0.h0"]}, "patch.order has no effect with patch.ranking=effect"),
+        ({"ranking": "given", "order": []}, "patch.order=[] is not allowed"),
+        ({"ranking": "given", "order": ["0.h0", "5.h0"]}, "patch.order=5.h0 is not among the 4 chosen sites: give"),
+        ({"ranking": "given", "order": ["0.h0", "0.h0"]}, "patch.order has 0.h0 twice"),
+        ({"ranking": "random", "orders": 0}, "patch.orders=0 leaves nothing"),
+        ({"points": 1}, "patch.points=1 is not allowed: give 2 or more"),
+        ({"backup": ["m1"]}, "patch.backup=m1 is not among the 4 chosen sites: give names such as 0.h0, 0.h1"),
+        ({"backup": ["1@0"], "site": "resid_pre"}, "patch.backup=1@0: patch.site=resid_pre is not of one head"),
+        ({"backup": -1}, "patch.backup=-1 is not allowed: give 0 or more"),
+        ({"additivity": ["0.h0"]}, "patch.additivity=['0.h0'] is not allowed: give at least two sites, or 0"),
+        ({"additivity": 1}, "patch.additivity=1 is not allowed"),
+        ({"shift_limit": 0.0}, "patch.shift_limit=0.0 is not allowed"),
+        ({"site": "pattern"}, "patch.value=mean does not fit patch.site=pattern"),
+        ({"layers": 2}, "patch.layers=2 is not there"),
+        ({"memory_gb": 0.0}, "patch.memory_gb=0.0 is not allowed"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(AcdcError) as error:
+        patch(experiment(small("gpt2", 3), random_pairs(7)), "ablation", **options)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_positions_that_do_not_correspond_are_refused() -> None:
+    model = small("gpt2", 3)
+    with pytest.raises(AcdcError, match=r"^patch.value=mean_by_position averages .* choose patch.value=mean, resample"):
+        patch(experiment(model, random_pairs(7, (4, 5))), "ablation", value="mean_by_position")
+    with pytest.raises(AcdcError, match=r"^patch.value=resample takes values of another pair, and for pair 0 there is"):
+        patch(experiment(model, random_pairs(7, (4, 5))), "ablation", value="resample")
+    with pytest.raises(AcdcError, match="ablation=zero does not fit job=patch"):
+        patch(experiment(model, random_pairs(7), ablation="zero"), "ablation")
