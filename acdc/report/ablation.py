@@ -1,0 +1,168 @@
+"""What an ablation found, for people: the sites that matter most, the curve, what rises, and how sites interact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from acdc.patching.ablated import Ablation, Backup
+from acdc.report.grades import image
+from acdc.report.html import Section, number, table
+from acdc.report.patching import shift_text
+
+MOST_ON_CONSOLE = 10
+MOST_ON_PAGE = 50
+MOST_RISING = 8
+ADDITIVE = 0.05  # of the sum: an interaction that is called none
+
+_HEADER = ["site", "effect", "std", "share", "norm ratio", "norm z", "shift"]
+
+
+def effects_table(result: Ablation) -> Table:
+    """The sites with the largest effects."""
+    shown = Table(title="The sites that matter most", title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(_HEADER):
+        shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+    for row in _rows(result, MOST_ON_CONSOLE):
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def summary_lines(result: Ablation) -> list[str]:
+    """Curve, backup and additivity, a line each."""
+    lines = []
+    if result.curve is not None:
+        areas = ", ".join(f"{name} {number(area)}" for name, area in result.curve.areas.items())
+        lines.append(f"area under the knock-out curve: {areas}")
+    lines += [backup_words(result, one) for one in result.backups]
+    return lines + additivity_words(result)
+
+
+def backup_words(result: Ablation, one: Backup) -> str:
+    """How much of a lost direct effect is made up for, and by what."""
+    name = result.names.name(one.site)
+    if one.compensation is None or one.backup is None:
+        return f"backup of {name}: it loses no direct effect worth the name ({number(one.lost)})"
+    text = f"backup of {name}: it loses {number(one.lost)} of direct effect; later heads and MLPs together"
+    text += f" {'restore' if one.compensation > 0 else 'lose'} {abs(one.compensation):.0%} of that"
+    changes = sorted(one.changes.items(), key=lambda item: -item[1] / one.lost)
+    rising = [f"{one.components[i]} {change / one.lost:.1%}" for i, change in changes[:3] if change / one.lost > 0.005]
+    return (
+        text
+        + (f"; what works against the loss restores {one.backup:.1%}" if one.backup > 0.005 else "")
+        + (f", most of it {', '.join(rising)}" if rising else "")
+    )
+
+
+def additivity_words(result: Ablation) -> list[str]:
+    """What the joint effect of all chosen sites says."""
+    rows = result.additivity_rows()
+    if not rows:
+        return []
+    names, joint, total, interaction = (rows[-1][key] for key in ("sites", "joint", "sum", "interaction"))
+    least = ADDITIVE * max(abs(total), abs(joint))
+    if abs(interaction) <= least:
+        meaning = "about additive: each acts by itself"
+    elif interaction > 0:
+        meaning = "positive interaction: they back each other up, and losing all costs more than losing each"
+    else:
+        meaning = (
+            "negative interaction: they share their effect, as on one path, where losing one costs what losing all does"
+        )
+    lines = [f"{names}: joint effect {number(joint)}, sum {number(total)}; {meaning} ({interaction:+.3g})"]
+    pairs = sorted(rows[:-1], key=lambda row: row["interaction"])
+    if pairs and pairs[-1]["interaction"] > least:
+        lines.append(f"of two sites, {pairs[-1]['sites']} back each other up most ({pairs[-1]['interaction']:+.3g})")
+    if pairs and pairs[0]["interaction"] < -least:
+        lines.append(f"of two sites, {pairs[0]['sites']} share most of their effect ({pairs[0]['interaction']:+.3g})")
+    return lines
+
+
+def effects_section(result: Ablation, pictures: Sequence[Path]) -> Section:
+    """Maps of effects and the sites with the largest."""
+    html = (
+        f"<p>One site at a time gets {escape(result.stands_in)} in the clean run. An effect is the loss after − the"
+        " loss before: positive means that the site helps. Share: of the way from the clean to the corrupted run.</p>"
+    )
+    html += "".join(image(path, f"effects {path.stem}") for path in pictures)
+    rows = [[escape(cell) for cell in row] for row in _rows(result, MOST_ON_PAGE)]
+    html += table(_HEADER, rows, numeric=range(1, 7))
+    count = sum(len(one.grid) for one in result.maps)
+    if count > MOST_ON_PAGE:
+        html += f"<p>{MOST_ON_PAGE} of {count:,} sites; patch.csv has all.</p>"
+    shifted = sum(bool(row["shifted"]) for row in result.rows())
+    html += (
+        f"<p>{shifted:,} of {count:,} sites are marked * as shifted: what stands in lies outside the range of their"
+        " clean values, by norm or by Mahalanobis distance (shift; 1 is the usual distance of a clean value), so their"
+        " effect is partly that of an input the model never sees.</p>"
+    )
+    return Section("Effects", html)
+
+
+def curve_section(result: Ablation, pictures: Sequence[Path]) -> Section:
+    """The knock-out curve."""
+    if result.curve is None:
+        return Section("", "")
+    html = "<p>Sites are ablated one after the other, each with all before it. "
+    areas = result.curve.areas
+    html += "Area under loss after − before, over the share of sites ablated: "
+    html += ", ".join(f"{escape(name)} {number(area)}" for name, area in areas.items()) + ".</p>"
+    return Section("Knock-out curve", html + "".join(image(path, "knock-out curve") for path in pictures))
+
+
+def backup_section(result: Ablation, pictures: Sequence[Path]) -> Section:
+    """For each ablated site a picture and the parts that restore most."""
+    parts = []
+    for one, path in zip(result.backups, pictures, strict=True):
+        rows = [row for row in result.backup_rows() if row["ablated"] == result.names.name(one.site)]
+        rows.sort(key=lambda row: -(row["restored"] or 0.0))
+        cells = [[escape(row["component"]), *map(_short, _numbers(row))] for row in rows[:MOST_RISING]]
+        header = ["what restores most", "before", "after", "change", "std", "restored"]
+        parts.append(f"<p>{escape(_sentence(backup_words(result, one)))}</p>{image(path, path.stem)}")
+        if one.compensation is not None and rows:
+            parts.append(table(header, cells, numeric=range(1, 6)))
+    lead = (
+        "<p>The direct effect of a head or MLP is what it writes to the final residual stream in the direction of the"
+        " answers' logit difference, with the last norm's scale that of the clean run. Grey: what comes before the"
+        " ablated site.</p>"
+    )
+    return Section("Backup", lead + "".join(parts) if parts else "")
+
+
+def additivity_section(result: Ablation, pictures: Sequence[Path]) -> Section:
+    """The interaction of each two sites and of all together."""
+    rows = result.additivity_rows()
+    cells = [[escape(row["sites"]), *(_short(row[k]) for k in ("joint", "sum", "interaction", "std"))] for row in rows]
+    html = "".join(f"<p>{escape(_sentence(line))}</p>" for line in additivity_words(result))
+    html += "".join(image(path, "interactions") for path in pictures)
+    html += table(["ablated together", "joint effect", "sum of effects", "interaction", "std"], cells, range(1, 5))
+    return Section("Additivity", html if rows else "")
+
+
+def _rows(result: Ablation, most: int) -> list[list[str]]:
+    rows = sorted(result.rows(), key=lambda row: -abs(row["effect"]))
+    return [
+        [
+            row["name"] + (f" ({row['label']})" if row["position"] and row["label"] != row["position"] else ""),
+            *(_short(row[key]) for key in ("effect", "std", "share", "norm_ratio", "norm_z")),
+            shift_text(row["shift"], row["shifted"]),
+        ]
+        for row in rows[:most]
+    ]
+
+
+def _numbers(row: dict[str, Any]) -> list[float | None]:
+    return [row[key] for key in ("before", "after", "change", "std", "restored")]
+
+
+def _short(value: float | None) -> str:
+    return "—" if value is None else f"{value + 0.0:.3f}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
