@@ -23,6 +23,7 @@ EXAMPLES = {
     "acdc job=patch patch.site=[resid_pre,mlp_out] patch.positions=[S2,end]": "where, by layer and position",
     "acdc job=patch patch=tracing task=factual_recall": "noise on the subject, and which states undo it",
     "acdc job=patch patch.from=logits patch.depth=3": "who feeds the logits, who feeds those, level by level backward",
+    "acdc job=patch patch=ablation task=ioi": "heads ablated alone, one after the other and in sets; what rises",
     "acdc job=patch patch=sae task=ioi": "single features of a sparse autoencoder, ranked by effect and attribution",
     "acdc -m task.corruption=abc,flipped": "how much the circuit depends on the corrupted prompts",
     "acdc model=gpt2 ablation=zero tracker=wandb": "zero ablation, tracked by Weights & Biases",

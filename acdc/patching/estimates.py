@@ -93,7 +93,7 @@ def estimate(
         unpatched = ends[0] if direction == "noise" else ends[1]
         if grad_drop:
             change = change * (towards if direction == "denoise" else -towards)
-        maps.append(SiteMap(grids[i], direction, unpatched + change, *ends))
+        maps.append(SiteMap(grids[i], direction, unpatched + change, ends[0], ends[1]))
     return maps
 
 

@@ -159,7 +159,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     return PatchedFeatures(
         sae=sae,
         reconstruction=reconstruction,
-        maps=tuple(SiteMap(grid, d, by_pair(experiment, v)[None], *scale) for d, v in values.items()),
+        maps=tuple(SiteMap(grid, d, by_pair(experiment, v)[None], scale[0], scale[1]) for d, v in values.items()),
         attributions=tuple(attributions.values()),
         examples=work.examples(chosen),
         metric=experiment.metric_name,

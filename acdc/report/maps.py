@@ -31,8 +31,8 @@ COLOURS = {
 
 
 def draw_map(one: SiteMap, metric: str, folder: Path, estimated: bool = False) -> list[Path]:
-    """An importance map as SITE_DIRECTION.svg and .png; white is no effect, grey was left out. `estimated`: say that the
-    values are estimates."""
+    """An importance map as SITE_DIRECTION.svg and .png; white is no effect, grey was left out. `estimated`: say that
+    the values are estimates."""
     return draw_grid(
         one.grid,
         one.importance,
