@@ -31,18 +31,17 @@ DIRECTIONS = {
 
 def sites_table(patched: Patched, title: str = "The sites that matter most") -> Table:
     """The most important sites of each map."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     header = [name for name in _HEADER if name != "shift"]
     for i, name in enumerate(header):
         shown.add_column(Text(name), justify="right" if 2 < i < len(header) - 1 else "left", overflow="fold")
     for one in patched.maps:
         for row in _rows(patched, one, MOST_ON_CONSOLE):
             shift = row.pop(_HEADER.index("shift"))
-            row[2] += "*" * shift.endswith("*")
+            if shift.endswith("*"):
+                row[2] += "*"
+                shown.caption = Text("* what is put in lies outside the range of the site's values on clean prompts")
             shown.add_row(*map(Text, row))
-    if any(one.shift is not None and bool(one.shift.shifted.any()) for one in patched.maps):
-        shown.caption = Text("* what is put in lies outside the range of the site's values on clean prompts")
-        shown.caption_justify = "left"
     return shown
 
 
