@@ -228,6 +228,17 @@ class Experiment:
         """The readouts' rows of a residual stream: `... pair pos d` → `... readout d`."""
         return stream[..., self.readouts.pair, self.readouts.position, :]
 
+    def by_pair(self, values: Tensor) -> Tensor:
+        """Each pair's mean over its positions, corrupted partners and draws: `... readout` → `... pair`, in float64.
+
+        The mean over pairs is the value over all of them.
+        """
+        source = torch.tensor(self.batch.source, device=values.device)[self.readouts.pair]
+        weights = self.readouts.weight.double()
+        zero = weights.new_zeros(len(self.pairs))
+        totals = zero.expand(*values.shape[:-1], -1).index_add(-1, source, values.double() * weights)
+        return totals / zero.index_add(0, source, weights)
+
     @property
     def default_threshold(self) -> float | None:
         """The task's own threshold for this metric, or None."""

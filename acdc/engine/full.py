@@ -7,7 +7,7 @@ the mask, and the oracle for every faster way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,13 @@ class FullEngine:
             self.attention_base, self.mlp_base, self.logits_base = streams(self.model, experiment.ablated)
         self.max_variants = max(1, min(64, memory // (per_row * n_rows), 2**28 // (per_row * n_rows)))
 
-    def stream(self, ports: Tensor, projections: Tensor | None = None, needed: Needed | None = None) -> Tensor:
+    def stream(
+        self,
+        ports: Tensor,
+        projections: Tensor | None = None,
+        needed: Needed | None = None,
+        added: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """The residual stream that the logits are read from.
 
         Parameters
@@ -120,6 +126,8 @@ class FullEngine:
         ports: `variant port sender`, 1 where an edge is present, or anything between.
         projections: `variant port`, 1 where a projection edge is present; None is all.
         needed: what may be left out because it is clean or feeds nothing; None leaves out nothing.
+        added: told rows of `ports`, gives what else these ports receive, `port pair pos d_model`; for `logits` at the
+            readouts, `1 1 readout d_model`.
 
         Returns `variant readout d_model`.
         """
@@ -132,6 +140,8 @@ class FullEngine:
 
         def received(base: Tensor, rows: Tensor) -> Tensor:
             value = base.expand(len(ports), len(rows), *base.shape)
+            if added is not None:
+                value = value + added(rows)
             for senders, change in changes:
                 edges = ports[:, rows][:, :, senders]
                 if not edges.requires_grad:
@@ -196,6 +206,13 @@ class FullEngine:
 
     def loss(self, mask: EdgeMask) -> float:
         return self.losses([mask])[0]
+
+    def values(self, masks: Sequence[EdgeMask]) -> Tensor:
+        """The metric of each mask at each readout, in its own direction: `variant readout`."""
+        metric = self.experiment.metric
+        cuts = range(0, len(masks), self.max_variants)
+        logits = (self.logits(masks[start : start + self.max_variants], metric.columns) for start in cuts)
+        return torch.cat([metric.values(some) for some in logits])
 
     def losses(self, masks: Sequence[EdgeMask]) -> list[float]:
         """The loss of each mask."""

@@ -201,8 +201,13 @@ class CircuitState:
         pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
         return times(pattern, v)
 
-    def _refresh_since(self, earlier: EdgeMask) -> None:
-        """Evaluate, in order, every node that differs from what it was under a mask with these edges and more."""
+    def _refresh_since(self, earlier: EdgeMask, levels: dict[str, int] | None = None) -> None:
+        """Evaluate, in order, every node that differs from what it was under another mask.
+
+        Parameters
+        ----------
+        levels: where nodes were needed then, so where their values are right; None is everywhere that they are now.
+        """
         self.levels = self._needed()
         ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
         differs = (earlier.ports.numpy() != ports).any(-1) | (earlier.projections.numpy() != projections)
@@ -211,6 +216,8 @@ class CircuitState:
             names = self._ports_of(node)
             rows = [self.graph.port_index[port] for port in names]
             changed[i] = any(differs[row] or (projections[row] and ports[row, changed].any()) for row in rows)
+            if levels is not None and rows and self.levels.get(node, -1) > levels.get(node, -1):
+                changed[i] = True
             if changed[i] and node in self.levels:
                 for port in names:
                     self.projected.pop(port, None)

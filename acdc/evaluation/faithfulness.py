@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,51 +15,125 @@ from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
 from acdc.metrics import make_metric, recovery
 
+_LOGITS = 2**26  # numbers held at once
+
+
+@dataclass(frozen=True)
+class PerPair:
+    """Measures of some sets of edges on every pair, each `variant pair`, in float64.
+
+    `metric` in its own direction; `kl` = KL(model ‖ circuit) in nats; `agreement`: 1 where the top token is the
+    model's; `accuracy`: 1 where it is an answer. The last two are None for a model with one output.
+    """
+
+    metric: Tensor
+    kl: Tensor
+    agreement: Tensor | None
+    accuracy: Tensor | None
+
+    def __getitem__(self, variant: int) -> dict[str, Tensor]:
+        """The measures of one set of edges, each `pair`."""
+        every = {"metric": self.metric, "kl": self.kl, "accuracy": self.accuracy, "agreement": self.agreement}
+        return {name: values[variant] for name, values in every.items() if values is not None}
+
+
+def per_pair(experiment: Experiment, masks: Sequence[EdgeMask], engine: FullEngine | None = None) -> PerPair:
+    """Measure sets of edges by complete evaluations."""
+    engine = engine or FullEngine(experiment)
+    per_variant = len(experiment.readouts) * experiment.model.W_U.shape[1]
+    step = max(1, min(engine.max_variants, _LOGITS // per_variant))
+    parts = [
+        measure_logits(experiment, engine.logits(masks[start : start + step])) for start in range(0, len(masks), step)
+    ]
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    metric, kl = joined("metric"), joined("kl")
+    assert metric is not None
+    assert kl is not None
+    return PerPair(metric, kl, joined("agreement"), joined("accuracy"))
+
+
+@torch.no_grad()
+def measure_logits(experiment: Experiment, logits: Tensor) -> PerPair:
+    """Measure the logits of some variants, `variant readout vocabulary`."""
+    metric = experiment.metric
+    of_metric = metric.values(logits if metric.columns is None else logits[..., metric.columns])
+    kl = make_metric("kl_div", experiment.readouts, experiment.clean_logits).values(logits)
+    agreement = accuracy = None
+    if logits.shape[-1] > 1:
+        top = logits.argmax(-1, keepdim=True)
+        own = experiment.clean_logits.argmax(-1, keepdim=True)
+        agreement = experiment.by_pair((top == own)[..., 0])
+        accuracy = experiment.by_pair((top == _answers(experiment)).any(-1))
+    return PerPair(experiment.by_pair(of_metric), experiment.by_pair(kl), agreement, accuracy)
+
+
+def _answers(experiment: Experiment) -> Tensor:
+    """Answers at each readout, `readout answer`; where a pair has none, the full model's top token stands for them."""
+    answers, own = experiment.readouts.answers, experiment.clean_logits.argmax(-1, keepdim=True)
+    return torch.where((answers >= 0).any(-1, keepdim=True), answers, own) if answers.shape[1] else own
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A circuit between the model and nothing, on each pair: `circuit`'s measures, and the metric of the others.
+
+    `clean`, `corrupted`: the metric with all edges and with none, `pair`. `of_model`: the whole model's measures.
+    """
+
+    circuit: dict[str, Tensor]
+    clean: Tensor
+    corrupted: Tensor
+    of_model: dict[str, Tensor]
+
+    def summary(self, pairs: Tensor | None = None) -> dict[str, float]:
+        """`circuit` (the metric), `recovery` and the means of the other measures, over all pairs or some of them.
+
+        `pairs`: indices, which may repeat, as a bootstrap has them.
+        """
+
+        def mean(values: Tensor) -> float:
+            return float((values if pairs is None else values[pairs]).mean())
+
+        own = mean(self.circuit["metric"])
+        others = {name: mean(self.circuit[name]) for name in ("kl", "accuracy", "agreement") if name in self.circuit}
+        others["kl"] = max(others["kl"], 0.0)  # rounding can make it −1e-8
+        return {"circuit": own, "recovery": recovery(own, mean(self.clean), mean(self.corrupted)), **others}
+
+
+def measure(experiment: Experiment, circuits: Sequence[Circuit], engine: FullEngine | None = None) -> list[Measured]:
+    """Circuits of one graph on every pair, by complete evaluations."""
+    if not circuits:
+        return []
+    graph = circuits[0].graph
+    masks = [EdgeMask.all(graph), EdgeMask.of(graph, []), *(EdgeMask.of(graph, circuit) for circuit in circuits)]
+    measured = per_pair(experiment, masks, engine)
+    clean, corrupted = measured.metric[0], measured.metric[1]
+    return [Measured(measured[i + 2], clean, corrupted, measured[0]) for i in range(len(circuits))]
+
 
 def faithfulness(experiment: Experiment, circuit: Circuit) -> dict[str, Any]:
     """The metric of the model, of nothing and of the circuit, and what that says, by complete evaluations.
 
     Returns `clean`, `corrupted` (no edge kept) and `circuit` in the metric's own direction, `recovery` =
     (circuit − corrupted) / (clean − corrupted), `kl` = KL(model ‖ circuit) in nats, `accuracy` and `accuracy_model`
-    (shares in which the top token of the circuit and of the model is an answer; not for a model with one output),
-    `edges_kept`, `edges_total`.
+    (shares in which the top token of the circuit and of the model is an answer), `agreement` (the share in which the
+    circuit's top token is the model's; these three not for a model with one output), `edges_kept`, `edges_total`.
     """
-    engine = FullEngine(experiment)
-    masks = [EdgeMask.all(circuit.graph), EdgeMask.of(circuit.graph, []), EdgeMask.of(circuit.graph, circuit)]
-    metric = experiment.metric
-    clean, corrupted, own = (metric.from_loss(loss) for loss in engine.losses(masks))
-    kl = make_metric("kl_div", experiment.readouts, experiment.clean_logits)
-    with torch.no_grad():
-        logits = engine.logits(masks[2:])[0]
-        divergence = kl.value(logits).item()
-    right = {}
-    if logits.shape[-1] > 1:
-        right = {
-            "accuracy": accuracy(logits, experiment),
-            "accuracy_model": accuracy(experiment.clean_logits, experiment),
-        }
-    return {
-        "clean": clean,
-        "corrupted": corrupted,
-        "circuit": own,
-        "recovery": recovery(own, clean, corrupted),
-        "kl": max(divergence, 0.0),  # rounding can make it −1e-8
-        **right,
-        "edges_kept": len(circuit),
-        "edges_total": len(circuit.graph),
-    }
+    (measured,) = measure(experiment, [circuit])
+    return as_numbers(measured, circuit)
 
 
-def accuracy(logits: Tensor, experiment: Experiment) -> float:
-    """The share of what the metric reads in which the top token is an answer; `logits`: `readout vocabulary`.
-
-    Where a pair has no answers, the full model's top token stands for them.
-    """
-    answers = experiment.readouts.answers
-    own = experiment.clean_logits.argmax(-1, keepdim=True)
-    answers = torch.where((answers >= 0).any(-1, keepdim=True), answers, own) if answers.shape[1] else own
-    right = (logits.argmax(-1, keepdim=True) == answers).any(-1)
-    return float((right * experiment.readouts.weight).sum())
+def as_numbers(measured: Measured, circuit: Circuit) -> dict[str, Any]:
+    """What `faithfulness` returns, from the values on each pair."""
+    numbers: dict[str, Any] = {"clean": float(measured.clean.mean()), "corrupted": float(measured.corrupted.mean())}
+    numbers |= measured.summary()
+    if "accuracy" in measured.of_model:
+        numbers["accuracy_model"] = float(measured.of_model["accuracy"].mean())
+    return numbers | {"edges_kept": len(circuit), "edges_total": len(circuit.graph)}
 
 
 def by_partner(experiment: Experiment, circuit: Circuit) -> list[dict[str, Any]]:

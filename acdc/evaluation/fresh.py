@@ -1,0 +1,54 @@
+"""Pairs of the same task that a circuit was not found on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from acdc.errors import AcdcError, TaskError
+from acdc.evaluation.pair_filter import keep_good
+from acdc.experiment import Experiment
+from acdc.tasks.base import TaskSettings
+
+
+def fresh_experiment(
+    experiment: Experiment, settings: TaskSettings, seed: int | None = None, size: int | None = None
+) -> Experiment:
+    """The experiment on other pairs: the same task, model, metric and ablation, another seed.
+
+    A pair whose clean prompt occurs among the experiment's own is dropped, and so are repetitions. Of a pairs file they
+    are those that `task.size` has left out.
+
+    Parameters
+    ----------
+    settings: of the task. seed: None is the one behind the task's own. size: how many pairs, None as many as there
+        are; fewer where the task has no more.
+
+    Raises
+    ------
+    TaskError: the task has no other pairs.
+    """
+    wanted = size or len(experiment.pairs)
+    seed = settings.seed + 1 if seed is None else seed
+    sizes = {"size": None} if settings.name == "pairs" else {"size": wanted + len(experiment.pairs)}
+    if settings.name == "pairs" and settings.size is None:
+        raise TaskError("the task pairs has no fresh pairs: the experiment has all of the file's (give task.size)")
+    try:
+        other = Experiment.build(
+            experiment.model,
+            replace(settings, seed=seed, filter=[], **sizes),
+            experiment.metric_name,
+            experiment.ablation,
+        )
+    except AcdcError as error:
+        raise TaskError(f"no fresh pairs of the task {settings.name} can be made: {error}") from error
+    seen, new = {pair.clean for pair in experiment.pairs}, []
+    for i, pair in enumerate(other.pairs):
+        if pair.clean not in seen:
+            seen.add(pair.clean)
+            new.append(i)
+    if not new:
+        raise TaskError(f"the task {settings.name} has no fresh pairs: every clean prompt it makes occurs already")
+    fresh = other.with_pairs(new)
+    if settings.filter:
+        fresh = keep_good(fresh, settings)
+    return fresh.with_pairs(range(min(wanted, len(fresh.pairs))))

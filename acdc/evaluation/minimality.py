@@ -1,0 +1,99 @@
+"""Minimality: what each edge is worth inside the finished circuit.
+
+A search decides on an edge while others are still there. In the finished circuit an edge may be worth less than the
+threshold by which it was kept, which happens in the original ACDC too (Conmy et al. 2023). `prune_again` goes on until
+no edge is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from acdc.circuit import Circuit
+from acdc.discovery.near_ties import NearTies
+from acdc.engine.mask import EdgeMask
+from acdc.engine.variations import Variations
+from acdc.experiment import Experiment
+from acdc.graph import Edge
+
+_TIE = 1e-6  # ε of near-ties, as ACDC's
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """`worth`: loss without an edge − loss of the circuit, by edge; positive means that it helps."""
+
+    worth: Mapping[Edge, float]
+
+    def below(self, threshold: float) -> list[Edge]:
+        """The edges that are worth less, the least first."""
+        return sorted((edge for edge, worth in self.worth.items() if worth < threshold), key=self.worth.__getitem__)
+
+    def as_dict(self, threshold: float | None = None) -> dict[str, Any]:
+        worth = {str(edge): value for edge, value in self.worth.items()}
+        if threshold is None:
+            return {"worth": worth}
+        return {"threshold": threshold, "below": len(self.below(threshold)), "worth": worth}
+
+
+def minimality(experiment: Experiment, circuit: Circuit) -> Minimality:
+    """What each edge is worth, by evaluating the circuit without it."""
+    whole = EdgeMask.of(circuit.graph, circuit)
+    before, *losses = Variations(experiment, whole).losses([whole, *(whole.without(edge) for edge in circuit)])
+    return Minimality({edge: loss - before for edge, loss in zip(circuit, losses, strict=True)})
+
+
+def threshold_of(circuit: Circuit) -> float | None:
+    """The threshold that the circuit was found with, where its file names one."""
+    value = circuit.method.get("threshold")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def prune_again(experiment: Experiment, circuit: Circuit, threshold: float) -> Circuit:
+    """The circuit without edges that are worth less than the threshold inside it.
+
+    Passes over the edges that are left, each as ACDC's (receivers from the output backward, an edge stays out if the
+    loss rises by less than the threshold), until one removes nothing. Effects in the result are what the edges are
+    worth in it; near-ties are settled in float64.
+    """
+    again = _Again(experiment, circuit, threshold)
+    while again.one_pass():
+        pass
+    edges = {edge: again.worth[edge] for edge in circuit if edge in again.worth}
+    provenance = {**circuit.provenance, "pruned_again": {"threshold": threshold, "from_edges": len(circuit)}}
+    return replace(circuit, edges=edges, metrics={}, provenance=provenance)
+
+
+class _Again:
+    def __init__(self, experiment: Experiment, circuit: Circuit, threshold: float) -> None:
+        self.circuit, self.threshold = circuit, threshold
+        self.mask = EdgeMask.of(circuit.graph, circuit)
+        self.variations = Variations(experiment, self.mask)
+        self.ties = NearTies(experiment, _TIE, "full", None)
+        (self.current,) = self.variations.losses([self.mask])
+        self.worth: dict[Edge, float] = dict.fromkeys(circuit, 0.0)  # of those that are left
+
+    def one_pass(self) -> bool:
+        """Test every edge that is left; whether one went."""
+        before = len(self.worth)
+        for edge in self.circuit.graph:
+            if edge in self.worth:
+                self._test(edge)
+        return len(self.worth) < before
+
+    def _test(self, edge: Edge) -> None:
+        (loss,) = self.variations.losses([self.mask.without(edge)])
+        effect = loss - self.current
+        tie = self.ties.holds(edge.receiver, effect, self.threshold, self.current)
+        if tie:
+            before, loss = self.ties.settle(self.mask, edge)
+            effect = loss - before
+        if effect >= self.threshold - (1e-12 if tie else 0.0):
+            self.worth[edge] = effect
+            return
+        del self.worth[edge]
+        self.mask.set([edge], False)
+        self.variations.rebase(self.mask)
+        self.current = loss

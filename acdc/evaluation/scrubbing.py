@@ -1,0 +1,118 @@
+"""Causal scrubbing (Chan et al. 2022, "Causal Scrubbing: a method for rigorously testing interpretability hypotheses").
+
+The hypothesis that a circuit states: only its edges matter. So every input that it calls unimportant may come from any
+other prompt of the data. Each node of the circuit is evaluated on its own prompt along the circuit's edges; every edge
+outside it carries its sender's output in the full model on another pair's clean prompt, drawn for each edge and each
+prompt on its own.
+
+Theirs unfolds the graph into a tree, in which a node is drawn anew for every path that leads from it; here each edge is
+drawn once, whatever paths lead through it. Positions have to match, so a prompt's partners are those of its own
+length; where there is none, the edges carry what the experiment's ablation says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.circuit import Circuit
+from acdc.engine.full import FullEngine, Needed
+from acdc.engine.mask import EdgeMask
+from acdc.evaluation.faithfulness import PerPair, measure_logits
+from acdc.experiment import Experiment
+from acdc.graph import parse_node
+
+
+@torch.no_grad()
+def scrub(experiment: Experiment, circuit: Circuit, draws: int = 10, seed: int = 0) -> PerPair:
+    """Measures with the unimportant inputs resampled, a variant a draw.
+
+    A removed projection edge leaves its port without any important input. The experiment's ablation plays no part, but
+    for prompts that have no partner.
+    """
+    engine = FullEngine(experiment)
+    resampled = _Resampled(experiment, circuit)
+    graph, present = experiment.graph, resampled.present[None]
+    everything = torch.ones(1, len(graph.ports), dtype=torch.bool)
+    needed = Needed.of(graph, present, everything)
+    results = []
+    for draw in range(draws):
+        streams, start = [], 0
+        for part in engine.parts or [engine]:
+            stop = start + len(part.experiment.batch.source)
+            added = partial(resampled.added, part.experiment, slice(start, stop), (seed * draws + draw))
+            streams.append(part.stream(present, None, needed, added))
+            start = stop
+        results.append(measure_logits(experiment, experiment.model.unembed(torch.cat(streams, 1))))
+
+    def joined(name: str) -> Any:
+        values = [getattr(one, name) for one in results]
+        return None if values[0] is None else torch.cat(values)
+
+    return PerPair(*(joined(field.name) for field in fields(PerPair)))
+
+
+class _Resampled:
+    """What ports receive through the edges outside a circuit.
+
+    `others`: `row choice`, the rows that each row may be replaced by, `counts` of them.
+    """
+
+    def __init__(self, experiment: Experiment, circuit: Circuit) -> None:
+        self.experiment, self.graph = experiment, experiment.graph
+        mask = EdgeMask.of(circuit.graph, circuit)
+        self.present = mask.ports & mask.projections[:, None]
+        self.removed = EdgeMask.all(self.graph).ports & ~self.present
+        source, lengths = experiment.batch.source, experiment.batch.lengths.tolist()
+        others = [
+            [j for j in range(len(source)) if source[j] != source[i] and lengths[j] == lengths[i]]
+            for i in range(len(source))
+        ]
+        self.counts = torch.tensor([len(row) for row in others])
+        width = max(1, int(self.counts.max()))
+        self.others = torch.tensor([row + [i] * (width - len(row)) for i, row in enumerate(others)])
+
+    def added(self, part: Experiment, rows: slice, seed: int, ports: Tensor) -> Tensor:
+        """What resampling adds to the ablated inputs of some ports, for some rows: `port row pos d_model`."""
+        total = torch.stack([self._of_port(part, rows, seed, port) for port in ports.tolist()])
+        is_logits = ports.tolist() == [len(self.graph.ports) - 1]
+        return part.read(total)[:, None] if is_logits else total
+
+    def _of_port(self, part: Experiment, rows: slice, seed: int, port: int) -> Tensor:
+        """The same for one port, `row pos d_model`."""
+        clean, ablated, model = self.experiment.clean, part.ablated, self.experiment.model
+        total = torch.zeros_like(part.clean_stream)
+        of_layers: dict[int, list[tuple[int, Tensor]]] = {}
+        for index, drawn in self._draws(seed, port).items():
+            sender, drawn = parse_node(self.graph.senders[index]), drawn[rows].to(model.device)
+            if sender.kind == "head":
+                of_layers.setdefault(sender.layer, []).append((sender.head, drawn))
+                continue
+            is_mlp = sender.kind == "mlp"
+            theirs, own = (
+                (clean.mlps[sender.layer], ablated.mlps[sender.layer])
+                if is_mlp
+                else (clean.inputs[index], ablated.inputs[index])
+            )
+            total += (theirs[drawn] - own) * self._has_others(rows, total)
+        for layer, of_heads in of_layers.items():  # one product for all heads of a layer
+            heads = [head for head, _ in of_heads]
+            z = torch.stack([clean.heads[layer, head][drawn] for head, drawn in of_heads]) - ablated.heads[layer, heads]
+            total += model.layers[layer].write_together(z, heads) * self._has_others(rows, total)
+        return total
+
+    def _draws(self, seed: int, port: int) -> dict[int, Tensor]:
+        """For each sender whose edge to a port is removed, a row in the place of each row."""
+        senders = self.removed[port].nonzero()[:, 0].tolist()
+        generator = torch.Generator().manual_seed(seed * len(self.graph.ports) + port)
+        chosen = torch.rand(len(senders), len(self.counts), generator=generator, dtype=torch.float64) * self.counts
+        rows = torch.arange(len(self.counts)).expand(len(senders), -1)
+        return dict(zip(senders, self.others[rows, chosen.long()], strict=True))
+
+    def _has_others(self, rows: slice, like: Tensor) -> Tensor:
+        """1 where a row can be replaced, else 0: `row 1 1`."""
+        return (self.counts[rows] > 0).to(like)[:, None, None]
