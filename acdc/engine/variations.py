@@ -51,6 +51,8 @@ class Variations:
     def losses(self, masks: Sequence[EdgeMask]) -> list[float]:
         """The loss of each mask."""
         metric = self.experiment.metric
+        if not masks:
+            return []
         return metric.as_loss((self.values(masks).double() * metric.readouts.weight.double()).sum(-1)).tolist()
 
 

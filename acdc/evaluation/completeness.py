@@ -74,12 +74,8 @@ def completeness(
     ------
     ConfigError: another kind, or a size that is more than the circuit has.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"knock-outs of {kind!r} are not known: choose one of {', '.join(KINDS)}")
     graph, metric, rng = circuit.graph, experiment.metric, random.Random(seed)
-    pool = {str(edge): [edge] for edge in circuit}
-    if kind == "nodes":
-        pool = {node: [e for e in graph if e.sender == node] for node in circuit.nodes() if node[0] in "am"}
+    pool = knockable(circuit, kind)
     if size is not None and size > len(pool) > 0:
         raise ConfigError(f"{size} {kind} cannot be knocked out: the circuit has {len(pool)}; give a smaller number")
     sets = [rng.sample(list(pool), size or rng.randint(1, len(pool))) for _ in range(draws)] if pool else []
@@ -93,6 +89,24 @@ def completeness(
     each = zip(map(metric.from_loss, of_circuit), without, strict=True)
     knockouts = [Knockout(tuple(names), *pair) for names, pair in zip(sets, each, strict=True)]
     return Completeness(tuple(knockouts), abs(whole - none))
+
+
+def knockable(circuit: Circuit, kind: str = "nodes") -> dict[str, list[Edge]]:
+    """What can be knocked out of a circuit by its name: a node with every edge of the graph that leaves it, or an edge.
+
+    Raises
+    ------
+    ConfigError: another kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"knock-outs of {kind!r} are not known: choose one of {', '.join(KINDS)}")
+    if kind == "edges":
+        return {str(edge): [edge] for edge in circuit}
+    pool: dict[str, list[Edge]] = {node: [] for node in circuit.nodes() if node[0] in "am"}
+    for edge in circuit.graph:
+        if edge.sender in pool:
+            pool[edge.sender].append(edge)
+    return pool
 
 
 def _without(mask: EdgeMask, edges: Iterable[Edge]) -> EdgeMask:

@@ -99,9 +99,9 @@ class Measured:
             return float((values if pairs is None else values[pairs]).mean())
 
         own = mean(self.circuit["metric"])
-        others = {name: mean(self.circuit[name]) for name in ("kl", "accuracy", "agreement") if name in self.circuit}
-        others["kl"] = max(others["kl"], 0.0)  # rounding can make it −1e-8
-        return {"circuit": own, "recovery": recovery(own, mean(self.clean), mean(self.corrupted)), **others}
+        numbers = {"circuit": own, "recovery": recovery(own, mean(self.clean), mean(self.corrupted))}
+        numbers |= {name: mean(values) for name, values in self.circuit.items() if name != "metric"}
+        return numbers | {"kl": max(numbers["kl"], 0.0)}  # rounding can make it −1e-8
 
 
 def measure(experiment: Experiment, circuits: Sequence[Circuit], engine: FullEngine | None = None) -> list[Measured]:

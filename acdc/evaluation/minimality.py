@@ -7,7 +7,7 @@ no edge is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,11 +38,11 @@ class Minimality:
         return {"threshold": threshold, "below": len(self.below(threshold)), "worth": worth}
 
 
-def minimality(experiment: Experiment, circuit: Circuit) -> Minimality:
-    """What each edge is worth, by evaluating the circuit without it."""
-    whole = EdgeMask.of(circuit.graph, circuit)
-    before, *losses = Variations(experiment, whole).losses([whole, *(whole.without(edge) for edge in circuit)])
-    return Minimality({edge: loss - before for edge, loss in zip(circuit, losses, strict=True)})
+def minimality(experiment: Experiment, circuit: Circuit, edges: Sequence[Edge] | None = None) -> Minimality:
+    """What each edge (or some of them) is worth, by evaluating the circuit without it."""
+    whole, edges = EdgeMask.of(circuit.graph, circuit), list(circuit) if edges is None else edges
+    before, *losses = Variations(experiment, whole).losses([whole, *(whole.without(edge) for edge in edges)])
+    return Minimality({edge: loss - before for edge, loss in zip(edges, losses, strict=True)})
 
 
 def threshold_of(circuit: Circuit) -> float | None:

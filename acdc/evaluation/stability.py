@@ -57,7 +57,7 @@ class Stability:
         return {kind: self.summary(kind) for kind in self.found} | {"recurrence": recurrence}
 
 
-def settings_of(circuit: Circuit) -> Any:
+def settings_of(circuit: Circuit, label: str = "the circuit") -> Any:
     """The settings of the method that found a circuit, as its file has them.
 
     Raises
@@ -66,9 +66,7 @@ def settings_of(circuit: Circuit) -> Any:
     """
     name = circuit.method.get("name")
     if not isinstance(name, str):
-        raise ConfigError(
-            "the circuit's file names no method, so the circuit cannot be found again: leave out stability"
-        )
+        raise ConfigError(f"{label} names no method, so it cannot be found again: leave out job.stability")
     known = discovery.load(name).Settings
     options = {field.name for field in fields(known)}
     return from_mapping(known, {key: value for key, value in circuit.method.items() if key in options}, "method")
@@ -133,15 +131,18 @@ def random_order(model: LanguageModel, rng: random.Random) -> Order:
 def reordered(model: LanguageModel, order: Order) -> LanguageModel:
     """The model with its heads in other places; what it computes is the same."""
 
-    def moved(layer: Layer, heads: list[int]) -> Layer:
+    def with_order(layer: Layer, heads: list[int]) -> Layer:
         size = layer.n_heads // layer.W_K.shape[0]
         at = {"Q": torch.tensor(heads), "O": torch.tensor(heads)}
         at["K"] = at["V"] = torch.tensor([head // size for head in heads[::size]])
-        named = {f"{kind}_{letter}": getattr(layer, f"{kind}_{letter}") for kind in "Wb" for letter in "QKV"}
+        named: dict[str, Any] = {
+            f"{kind}_{letter}": getattr(layer, f"{kind}_{letter}") for kind in "Wb" for letter in "QKV"
+        }
         named["W_O"] = layer.W_O
-        return replace(layer, **{name: None if t is None else t[at[name[-1]]] for name, t in named.items()})
+        moved: Any = {name: None if t is None else t[at[name[-1]]] for name, t in named.items()}
+        return replace(layer, **moved)
 
-    layers = tuple(moved(layer, heads) for layer, heads in zip(model.layers, order, strict=True))
+    layers = tuple(with_order(layer, heads) for layer, heads in zip(model.layers, order, strict=True))
     return replace(model, layers=layers)
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from acdc import discovery, patching
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError, FormatError, TaskError
+from acdc.evaluation.completeness import knockable
 from acdc.evaluation.ground_truth import load_truth
+from acdc.evaluation.minimality import threshold_of
 from acdc.evaluation.pair_check import PairCheck, check_task
+from acdc.evaluation.stability import settings_of
 from acdc.experiment import Experiment
 from acdc.formats.reading import read_circuits
 from acdc.graph import Graph, GraphSettings
@@ -63,8 +66,8 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
             f"circuit={settings.circuit}: some of these circuits have projection edges, some have none: give circuits"
             " found with the same method.projection_edges"
         )
-    if isinstance(settings.job, EvaluateSettings) and settings.job.truth is not None:
-        load_truth(settings.job.truth, Graph(experiment.model.config))  # refused now, if it has to be
+    if isinstance(settings.job, EvaluateSettings):
+        _check_evaluation(settings.job, circuits, experiment)
     if job == "discover":
         discovery.load(settings.method.name).check(experiment, settings.method)
     if job == "patch":
@@ -82,6 +85,26 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
             " position apart"
         )
     return Prepared(settings, experiment, tuple(notes), check, circuits)
+
+
+def _check_evaluation(job: EvaluateSettings, circuits: dict[str, Circuit], experiment: Experiment) -> None:
+    """Refuse now what the parts of an evaluation would have to refuse later."""
+    if job.truth is not None:
+        load_truth(job.truth, Graph(experiment.model.config))
+    parts = job.chosen(len(circuits))
+    if job.prune and len(circuits) > 1:
+        raise ConfigError(f"job.prune=true writes one circuit, and there are {len(circuits)}: give one")
+    for name, circuit in circuits.items():
+        if job.prune and job.threshold is None and threshold_of(circuit) is None:
+            raise ConfigError(f"job.prune=true needs job.threshold=NUMBER: {name} was found without a threshold")
+        if "stability" in parts:
+            settings_of(circuit, name)
+        there = len(knockable(circuit, job.knockout_kind))
+        if "completeness" in parts and there < (job.knockout_size or 0):
+            raise ConfigError(
+                f"job.knockout_size={job.knockout_size} is more than the {there} {job.knockout_kind} of {name}: give a"
+                " smaller number, or null"
+            )
 
 
 def _strangers(circuits: dict[str, Circuit], experiment: Experiment) -> list[str]:

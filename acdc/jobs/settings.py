@@ -11,6 +11,7 @@ from typing import Any
 from acdc import discovery, patching, tasks
 from acdc.ablation import AblationSettings
 from acdc.errors import ConfigError
+from acdc.evaluation import completeness, random_circuits
 from acdc.graph import GraphSettings
 from acdc.metrics import METRICS
 from acdc.model.load import ModelSettings
@@ -33,19 +34,85 @@ class JobSettings:
             raise ConfigError(f"job={self.name} does not exist; choose one of {', '.join(JOBS)}")
 
 
+PARTS = ("faithfulness", "completeness", "minimality", "hypotheses", "areas", "stability", "grades")
+OF_SEVERAL = ("faithfulness", "grades")  # what is asked of several circuits unless told otherwise
+
+
 @dataclass(frozen=True)
 class EvaluateSettings(JobSettings):
     """Of `job=evaluate`.
 
     Attributes
     ----------
-    absolute: rank scores by their size, whatever their sign.
-    truth: a circuit file of your own to grade against, besides the known circuits of the task.
+    parts: some of `PARTS`; None is all for one circuit (stability with `stability` runs only), `OF_SEVERAL` for more.
+    seed: of everything that is drawn here. random: random circuits of the same size to compare with, 0 for none.
+        random_kind: `paths` or `edges`.
+    bootstrap: resamples of the pairs, 0 for no intervals. confidence: of the intervals.
+    fresh_seed: None is the seed behind the task's. fresh_size: pairs; None is as many as the task's, 0 none.
+    scrubs: draws of causal scrubbing, 0 for none.
+    knockouts: sets that are knocked out. knockout_kind: `nodes` or `edges`. knockout_size: of each; None draws it too.
+    threshold: τ for minimality; None is that of the circuit's file. prune: prune again until no edge is below it.
+    epsilon: of the equivalence test. permutations: of the independence test. inflated, quantile: of the minimality
+        test, circuits with a random path and the share of them that an edge should beat.
+    stability: how often the circuit is found again, for each kind of change; 0 is not.
+    absolute: rank scores by their size, whatever their sign. truth: a circuit file of your own to grade against,
+        besides the known circuits of the task.
     """
 
     name: str = "evaluate"
+    parts: list[str] | None = None
+    seed: int = 0
+    random: int = 10
+    random_kind: str = "paths"
+    bootstrap: int = 1000
+    confidence: float = 0.95
+    fresh_seed: int | None = None
+    fresh_size: int | None = None
+    scrubs: int = 10
+    knockouts: int = 50
+    knockout_kind: str = "nodes"
+    knockout_size: int | None = None
+    threshold: float | None = None
+    prune: bool = False
+    epsilon: float = 0.1
+    permutations: int = 1000
+    inflated: int = 100
+    quantile: float = 0.9
+    stability: int = 0
     absolute: bool = False
     truth: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts is not None and (not self.parts or (set(self.parts) - set(PARTS))):
+            wrong = sorted(set(self.parts) - set(PARTS))
+            raise ConfigError(f"job.parts={wrong[0] if wrong else '[]'} is not known: choose of {', '.join(PARTS)}")
+        for key, choices in (("random_kind", random_circuits.KINDS), ("knockout_kind", completeness.KINDS)):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"job.{key}={getattr(self, key)} is not known: choose one of {', '.join(choices)}")
+        least = dict.fromkeys(("random", "bootstrap", "scrubs", "stability", "fresh_size"), 0)
+        least |= dict.fromkeys(("knockouts", "permutations", "inflated", "knockout_size"), 1)
+        for key, smallest in least.items():
+            value = getattr(self, key)
+            if value is not None and value < smallest:
+                raise ConfigError(f"job.{key}={value} is not allowed: give {smallest} or more")
+        for key, low, high in (("confidence", 0, 1), ("quantile", 0, 1), ("epsilon", 0, 0.5)):
+            if not low < getattr(self, key) < high:
+                raise ConfigError(
+                    f"job.{key}={getattr(self, key)} is not allowed: give a number between {low} and {high}"
+                )
+        if self.parts is not None and ("stability" in self.parts) != bool(self.stability):
+            has_runs = "has no effect without stability among job.parts" if self.stability else "is no number of runs"
+            raise ConfigError(f"job.stability={self.stability} {has_runs}: give both, or neither")
+        if self.prune and self.parts is not None and "minimality" not in self.parts:
+            raise ConfigError("job.prune=true has no effect without minimality among job.parts: add it")
+
+    def chosen(self, n_circuits: int) -> tuple[str, ...]:
+        """The parts for so many circuits, in their order."""
+        wanted = self.parts or (PARTS if n_circuits == 1 else OF_SEVERAL)
+        dropped = () if self.stability else ("stability",)
+        also = ("stability",) if self.stability else ()
+        return tuple(part for part in PARTS if part in (*wanted, *also) and part not in dropped)
 
 
 # The jobs with their settings; each is a module of this package.

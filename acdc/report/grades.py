@@ -14,39 +14,11 @@ from rich.text import Text
 
 from acdc.evaluation.grading import Graded
 from acdc.evaluation.roc import RULES
-from acdc.report.html import EXPLANATIONS, Section, number, table
+from acdc.report.grid import share
+from acdc.report.html import Section, number, table
 
 MOST_EDGES = 200  # listed
 RATES = ("precision", "recall")
-
-
-def faithfulness_table(results: Mapping[str, Mapping[str, Any]], metric: str) -> Table:
-    """A row a circuit; a single one has a line for each number."""
-    shown = Table(title="How well the circuit does alone", title_justify="left", box=None, pad_edge=False)
-    if len(results) == 1:
-        shown.show_header, shown.min_width = False, 40
-        ((name, values),) = results.items()
-        for what, value in zip(
-            _faithfulness_header(results, metric), [name, *_faithfulness_cells(values)], strict=True
-        ):
-            shown.add_row(Text(what, style="bold"), Text(value))
-        return shown
-    for i, name in enumerate(_faithfulness_header(results, metric)):
-        shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
-    for name, values in results.items():
-        shown.add_row(*map(Text, [name, *_faithfulness_cells(values)]))
-    return shown
-
-
-def faithfulness_section(results: Mapping[str, Mapping[str, Any]], metric: str) -> Section:
-    """The same for a page, with what the numbers mean."""
-    header = _faithfulness_header(results, metric)
-    rows = [[escape(name), *map(escape, _faithfulness_cells(values))] for name, values in results.items()]
-    meanings = "".join(
-        f"<li>{escape(name)}: {escape(EXPLANATIONS[name])}</li>" for name in ("recovery", "kl", "accuracy")
-    )
-    html = table([escape(name) for name in header], rows, numeric=range(1, len(header))) + f"<ul>{meanings}</ul>"
-    return Section("How well the circuit does alone", html)
 
 
 def partners_section(values: Sequence[Mapping[str, Any]], metric: str) -> Section:
@@ -54,7 +26,7 @@ def partners_section(values: Sequence[Mapping[str, Any]], metric: str) -> Sectio
     if not values:
         return Section("The choice of corrupted prompts", "")
     rows = [
-        [str(i), number(v["corrupted"]), number(v["circuit"]), _share(v["recovery"]), number(v["kl"])]
+        [str(i), number(v["corrupted"]), number(v["circuit"]), share(v["recovery"]), number(v["kl"])]
         for i, v in enumerate(values)
     ]
     header = ["partner", f"{metric}, no edges", f"{metric}, circuit", "recovery", "KL"]
@@ -73,7 +45,7 @@ def partners_line(values: Sequence[Mapping[str, Any]]) -> str:
     kls = [v["kl"] for v in values]
     text = f"each clean prompt has {len(values)} corrupted partners; the circuit with one of them alone: "
     if recoveries:
-        text += f"recovery {_share(min(recoveries))} to {_share(max(recoveries))}, "
+        text += f"recovery {share(min(recoveries))} to {share(max(recoveries))}, "
     return text + f"KL {min(kls):.3g} to {max(kls):.3g}"
 
 
@@ -183,28 +155,3 @@ def _positions(result: Graded) -> str:
         for labels, edges in sorted(at.items())
     ]
     return f"<details><summary>{summary}</summary>{table(['positions', 'edges'], rows)}</details>"
-
-
-def _faithfulness_header(results: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
-    has_accuracy = any("accuracy" in values for values in results.values())
-    return [
-        "circuit",
-        "edges",
-        f"{metric}, model",
-        "without edges",
-        "by the circuit",
-        "recovery",
-        "KL",
-        *(["accuracy"] if has_accuracy else []),
-    ]
-
-
-def _faithfulness_cells(values: Mapping[str, Any]) -> list[str]:
-    shown = [f"{values['edges_kept']:,} of {values['edges_total']:,}"]
-    shown += [number(values[key]) for key in ("clean", "corrupted", "circuit")]
-    shown += [_share(values["recovery"]), number(values["kl"])]
-    return shown + ([f"{values['accuracy']:.1%}"] if "accuracy" in values else [])
-
-
-def _share(value: float | None) -> str:
-    return "—" if value is None or not math.isfinite(value) else f"{round(value, 4) + 0.0:.1%}"  # no −0.0%

@@ -27,6 +27,7 @@ EXPLANATIONS = {
     "recovery": "(circuit − corrupted) / (clean − corrupted): 100% is as good as the full model",
     "accuracy": "how often the circuit's top token is an answer (without answers: the model's top token)",
     "accuracy_model": "the same for the full model",
+    "agreement": "how often the circuit's top token is the full model's",
     "partner_recovery_min": "the least recovery with one corrupted partner of each clean prompt alone",
     "partner_recovery_max": "the largest",
     "kl": "KL(model ‖ circuit) of the next-token distributions, in nats: 0 is the same prediction",

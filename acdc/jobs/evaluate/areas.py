@@ -1,0 +1,97 @@
+"""MIB's CPR and CMD of a circuit's scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from acdc.engine.full import FullEngine
+from acdc.errors import ConfigError
+from acdc.evaluation.areas import Areas, areas, random_scores
+from acdc.jobs.evaluate.part import Part, Row, of, settings_of, spread, stem
+from acdc.jobs.prepare import Prepared
+from acdc.report.grades import image
+from acdc.report.grid import Grid, share
+from acdc.report.html import Section, number
+from acdc.report.yardsticks import draw_areas
+
+_TITLE = "Areas over sizes of circuits (MIB)"
+
+
+def look(prepared: Prepared, folder: Path, console: Console) -> Part:
+    """The areas of every circuit that has scores, and of random scores."""
+    job, experiment = settings_of(prepared), prepared.experiment
+    values: dict[str, Any] = {}
+    rows: list[Row] = []
+    metrics: dict[str, Any] = {}
+    shown: list[RenderableType] = []
+    sections: list[Section] = []
+    files: dict[str, Path] = {}
+    engine = FullEngine(experiment)
+    try:
+        randoms = [areas(experiment, scores, engine) for scores in random_scores(experiment, job.random, job.seed)]
+        found = {name: areas(experiment, c.tested, engine) for name, c in prepared.circuits.items() if c.tested}
+    except ConfigError as error:
+        return Part(
+            "areas", {"absent": str(error)}, [], {}, [f"no areas: {error}"], [Section(_TITLE, f"<p>{error}.</p>")]
+        )
+    rivals = spread([{"cpr": one.cpr, "cmd": one.cmd} for one in randoms]) if randoms else None
+    for name, own in found.items():
+        values[name] = {"cpr": own.cpr, "cmd": own.cmd, "points": _points(own)} | ({"random": rivals} if rivals else {})
+        rows += [(name, "", "cpr", own.cpr), (name, "", "cmd", own.cmd)]
+        if rivals:
+            rows += [(name, "", f"{key}, random", value) for key, value in rivals["mean"].items()]
+        rows += [
+            (name, "", f"f at {point.fraction:g}, by {how}", point.f)
+            for how, points in (("score", own.signed), ("size", own.absolute))
+            for point in points
+        ]
+        if len(prepared.circuits) == 1:
+            metrics |= {"cpr": own.cpr, "cmd": own.cmd}
+        lines = [["scores", number(own.cpr), number(own.cmd)]]
+        if rivals:
+            lines.append([f"random scores ({len(randoms)})", _both(rivals, "cpr"), _both(rivals, "cmd")])
+        grid = Grid(f"{_TITLE}{of(name, prepared)}", ["", "CPR", "CMD"], lines)
+        shown.append(grid.console())
+        drawn = draw_areas(own, randoms, folder / stem(name, "areas", prepared))
+        files |= drawn
+        svg = next(path for file, path in drawn.items() if file.endswith("svg"))
+        n_scored = len(prepared.circuits[name].tested)
+        html = (
+            f"<p>{n_scored:,} of {len(experiment.graph):,} edges have a score, the others 0. At each share of the edges"
+            " the best ones are kept alone, less those on no path. CPR is the area under their recovery f, of edges"
+            " ranked by score; CMD the area between f and 1, ranked by size. Low CMD and a CPR near 1 go together in a"
+            " good ranking; CPR alone can be gamed.</p>" + grid.html() + image(svg, "recovery over shares of the edges")
+        )
+        sections.append(Section(f"{_TITLE}{of(name, prepared)}", html + _sizes(own).html()))
+    for name in [name for name in prepared.circuits if name not in found]:
+        shown.append(f"no areas: {name} has no scores")
+        values[name] = {"absent": "no scores"}
+    return Part("areas", values, rows, metrics, shown, sections, files)
+
+
+def _points(own: Areas) -> list[dict[str, float]]:
+    return [
+        {
+            "fraction": signed.fraction,
+            "edges": signed.edges,
+            "f": signed.f,
+            "edges_absolute": absolute.edges,
+            "f_absolute": absolute.f,
+        }
+        for signed, absolute in zip(own.signed, own.absolute, strict=True)
+    ]
+
+
+def _sizes(own: Areas) -> Grid:
+    rows = [
+        [f"{a.fraction:g}", f"{a.edges:,}", share(a.f), f"{b.edges:,}", share(b.f)]
+        for a, b in zip(own.signed, own.absolute, strict=True)
+    ]
+    return Grid("", ["share of the edges", "on a path, by score", "f", "on a path, by size", "f"], rows)
+
+
+def _both(rivals: dict[str, dict[str, float | None]], key: str) -> str:
+    return f"{number(rivals['mean'][key])} ± {number(rivals['sd'][key])}"
