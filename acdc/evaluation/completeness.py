@@ -68,7 +68,8 @@ def completeness(
     Parameters
     ----------
     draws: sets K. kind: K holds `nodes` of the circuit (heads and MLPs, with every edge that leaves them) or `edges`.
-    size: of K; None draws it too, from 1 to all, each number alike.
+    size: of K; None draws it too, from 1 to all, alike in their logarithm: without most of its nodes a circuit does
+        nothing, and neither does the model.
 
     Raises
     ------
@@ -78,7 +79,8 @@ def completeness(
     pool = knockable(circuit, kind)
     if size is not None and size > len(pool) > 0:
         raise ConfigError(f"{size} {kind} cannot be knocked out: the circuit has {len(pool)}; give a smaller number")
-    sets = [rng.sample(list(pool), size or rng.randint(1, len(pool))) for _ in range(draws)] if pool else []
+    sizes = [size or round(len(pool) ** rng.random()) for _ in range(draws)] if pool else []
+    sets = [rng.sample(list(pool), k) for k in sizes]
     model, own = EdgeMask.all(graph), EdgeMask.of(graph, circuit)
     gone = [[edge for name in names for edge in pool[name]] for names in sets]
     of_circuit = Variations(experiment, own).losses([_without(own, edges) for edges in gone])

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from acdc.circuit import Circuit
 from acdc.errors import TaskError
@@ -31,7 +31,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     lines = [f"no fresh pairs: {absent}"] if absent else []
     rows = [row for name, values in results.items() for row in _rows(name, values)]
     metrics: dict[str, Any] = {"circuits": len(circuits), "metric": experiment.metric_name}
-    shown = [faithfulness_grid(results, experiment.metric_name).console(), *lines]
+    shown: list[RenderableType] = [faithfulness_grid(results, experiment.metric_name).console(), *lines]
     sections = [faithfulness_section(results, experiment.metric_name, lines)]
     if len(circuits) == 1:
         ((name, circuit),) = circuits.items()

@@ -21,8 +21,8 @@ _MEANING = (
     "<p>Each H0 is what an ideal circuit fulfils; a small p-value speaks against the circuit, a large one proves"
     f" nothing. H0 is rejected below {LEVEL:g}. The statistics: the share of pairs on which the circuit does better"
     " than the model; HSIC of the scores of the model and of what is left without the circuit; the smallest share of"
-    " random edges that an edge outdoes (its p-value is corrected for the number of edges). Random: the median p-value of"
-    " random circuits.</p>"
+    " random edges that an edge outdoes (its p-value is corrected for the number of edges). Random: the median p-value"
+    " of random circuits.</p>"
 )
 
 
