@@ -226,7 +226,7 @@ def test_a_score_file_is_graded(here: Path, capfd: pytest.CaptureFixture[str]) -
     scores = {str(edge): ((7 * i) % 13 - 6) / 2 for i, edge in enumerate(graph)}
     kept = {Edge.parse(name): score for name, score in scores.items() if score >= 2.5}
     Circuit(graph, kept, {Edge.parse(n): s for n, s in scores.items()}).save(here / "scores.json")
-    arguments = ["job=evaluate", "circuit=scores.json", "task=tracr_reverse"]
+    arguments = ["job=evaluate", "circuit=scores.json", "task=tracr_reverse", "job.parts=[grades]"]
     assert run([*arguments, "hydra.run.dir=out"]) == 0
     metrics = read_json(here / "out" / "metrics.json")
     names = {str(edge) for edge in kept}

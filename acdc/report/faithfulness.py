@@ -79,7 +79,7 @@ def _cells(values: Values, measures: Sequence[str]) -> list[str]:
         text = _SHOWN[key](values.get(key))
         if key in intervals:
             scale = 100 if _SHOWN[key] is share else 1
-            low, high = (f"{scale * end:.3g}" for end in intervals[key])
+            low, high = (f"{scale * end + 0.0:.3g}" for end in intervals[key])
             text += f" [{low}, {high}]"
         cells.append(text)
     return cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
         found = {name: areas(experiment, c.tested, engine) for name, c in prepared.circuits.items() if c.tested}
     except ConfigError as error:
         return Part(
-            "areas", {"absent": str(error)}, [], {}, [f"no areas: {error}"], [Section(_TITLE, f"<p>{error}.</p>")]
+            "areas",
+            {"absent": str(error)},
+            [],
+            {},
+            [f"no areas: {error}"],
+            [Section(_TITLE, f"<p>{escape(str(error))}.</p>")],
         )
     rivals = spread([{"cpr": one.cpr, "cmd": one.cmd} for one in randoms]) if randoms else None
     for name, own in found.items():

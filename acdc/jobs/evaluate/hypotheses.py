@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +33,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     try:
         scores = Scores(prepared.experiment)
     except ConfigError as error:
-        section = Section(title, f"<p>{error}.</p>")
+        section = Section(title, f"<p>{escape(str(error))}.</p>")
         return Part("hypotheses", {"absent": str(error)}, [], {}, [f"not tested: {error}"], [section])
     values: dict[str, Any] = {}
     rows: list[Row] = []

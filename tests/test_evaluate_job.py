@@ -1,0 +1,160 @@
+"""The evaluation job: its parts, what they write, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from commands import Case, assert_refused, make_case, read_json
+from PIL import Image
+
+from acdc.circuit import Circuit
+from acdc.cli import run
+from acdc.graph import Edge
+from acdc.jobs.settings import OF_SEVERAL, PARTS, EvaluateSettings
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A random GPT-2 and five pairs of token ids, of which three are the task's."""
+    made = make_case(tmp_path_factory.mktemp("case"))
+    more = (
+        {"clean": [1, 5, 2, 3], "corrupted": [1, 6, 2, 4], "answers": [8], "wrong_answers": [9]},
+        {"clean": [7, 5, 1, 1], "corrupted": [7, 3, 1, 2], "answers": [2], "wrong_answers": [3]},
+    )
+    with made.pairs.open("a") as file:
+        file.writelines(json.dumps(pair) + "\n" for pair in more)
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("found") / "run"
+    assert run([*case.arguments(task__size=3), f"hydra.run.dir={folder}"]) == 0
+    return folder / "circuit.json"
+
+
+def values_of(path: Path) -> dict[str, str]:
+    with path.open() as file:
+        return {row["measure"]: row["value"] for row in csv.DictReader(file)}
+
+
+def test_every_part(case: Case, found: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = {"random": 2, "bootstrap": 50, "scrubs": 2, "knockouts": 6, "permutations": 20, "inflated": 10}
+    options = {f"job__{key}": value for key, value in few.items()} | {"job__stability": 2, "job__prune": "true"}
+    arguments = case.arguments(job="evaluate", circuit=found, task__size=3, **options)
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    out = capfd.readouterr().out
+    results, circuit = read_json(here / "out" / "evaluate.json"), Circuit.load(found)
+    assert set(PARTS) <= set(results)
+    name = found.name
+    own = results["faithfulness"][name]
+    assert own["recovery"] == pytest.approx(circuit.metrics["recovery"], abs=1e-5)
+    assert own["intervals"]["recovery"][0] <= own["recovery"] <= own["intervals"]["recovery"][1]
+    assert own["fresh"]["pairs"] == 2  # what task.size has left out of the file
+    assert 0 <= own["agreement"] <= 1
+    assert set(own["scrubbed"]) == {"mean", "sd", "nothing"}
+    assert len(results["completeness"][name]["knockouts"]) == 6
+    worth = results["minimality"][name]["worth"]
+    assert set(worth) == {str(edge) for edge in circuit}
+    assert results["minimality"][name]["below"] == sum(value < 0.02 for value in worth.values())
+    assert set(results["hypotheses"][name]) == {"equivalence", "independence", "minimality"}
+    assert len(results["areas"][name]["points"]) == 10
+    assert set(results["stability"][name]) == {"pairs", "orders", "recurrence", "random"}  # a file has no seeds
+    pruned = Circuit.load(here / "out" / "circuit.pruned.json")
+    gone = results["minimality"][name]["pruned"]["removed"]
+    assert set(circuit) - set(pruned) == set(map(Edge.parse, gone))
+    assert all(worth >= 0.02 for worth in pruned.edges.values())
+
+    rows, metrics = values_of(here / "out" / "evaluate.csv"), read_json(here / "out" / "metrics.json")
+    for key in ("recovery", "recovery, fresh pairs", "recovery, low", "recovery, scrubbed", "recovery, random", "cmd"):
+        assert float(rows[key]) is not None
+    assert float(rows["equivalence test, p_value"]) == pytest.approx(metrics["equivalence_p_value"])
+    assert float(rows["jaccard, orders, mean"]) == pytest.approx(metrics["jaccard_orders"])
+    for plot in ("completeness", "minimality", "areas"):
+        assert len(Image.open(here / "out" / f"{plot}.png").convert("L").getcolors()) > 20
+    page = (here / "out" / "report.html").read_text()
+    for words in ("fresh pairs", "Completeness", "Minimality", "Shi et al. 2024", "CPR", "Stability", "Pruned again"):
+        assert words in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert "random circuits (2)" in out
+    assert "pruned again at τ = 0.02" in out
+
+
+def test_the_same_seed_says_the_same(case: Case, found: Path, here: Path) -> None:
+    arguments = case.arguments(job="evaluate", circuit=found, job__knockouts=5)
+    parts = "job.parts=[faithfulness,completeness]"
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run([*arguments, parts, f"job.seed={seed}", f"hydra.run.dir={name}"]) == 0
+    a, b, c = (read_json(here / name / "evaluate.json") for name in "abc")
+    assert set(PARTS) & set(a) == {"faithfulness", "completeness"}
+    assert a == b
+    assert a["completeness"] != c["completeness"]
+    assert "no fresh pairs" in (here / "a" / "report.html").read_text()  # the file is used up
+
+
+def test_kl_has_no_better_and_scores_may_be_missing(case: Case, found: Path, here: Path) -> None:
+    """KL compares with the model; the logit difference stands for it. A circuit without scores has no areas."""
+    circuit = Circuit.load(found)
+    circuit.tested.clear()
+    circuit.method.clear()
+    circuit.save(here / "bare.json")
+    arguments = case.arguments(job="evaluate", circuit="bare.json", metric="kl_div")
+    parts = "job.parts=[hypotheses,areas,minimality]"
+    assert run([*arguments, parts, "job.inflated=5", "job.random=0", "hydra.run.dir=out"]) == 0
+    results = read_json(here / "out" / "evaluate.json")
+    assert results["areas"] == {"bare.json": {"absent": "no scores"}}
+    assert results["hypotheses"]["bare.json"]["equivalence"]["p_value"] is not None
+    assert "threshold" not in results["minimality"]["bare.json"]
+
+
+def test_what_several_circuits_are_asked() -> None:
+    assert EvaluateSettings().chosen(1) == tuple(part for part in PARTS if part != "stability")
+    assert EvaluateSettings().chosen(2) == OF_SEVERAL
+    assert EvaluateSettings(stability=1).chosen(1) == PARTS
+    assert EvaluateSettings(parts=["areas"]).chosen(5) == ("areas",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("job.parts=[foo]", ["job.parts=foo", "faithfulness, completeness"]),
+        ("job.parts=[]", ["job.parts=[]", "choose of"]),
+        ("job.parts=areas", ["job.parts=areas", "a list or null"]),
+        ("job.random=-1", ["job.random=-1", "0 or more"]),
+        ("job.random_kind=trees", ["job.random_kind=trees", "paths, edges"]),
+        ("job.knockout_kind=layers", ["job.knockout_kind=layers", "nodes, edges"]),
+        ("job.knockout_size=0", ["job.knockout_size=0", "1 or more"]),
+        ("job.knockout_size=99", ["job.knockout_size=99", "nodes of circuit.json", "smaller"]),
+        ("job.confidence=1", ["job.confidence=1", "between 0 and 1"]),
+        ("job.epsilon=0.5", ["job.epsilon=0.5", "between 0 and 0.5"]),
+        ("job.parts=[stability]", ["job.stability=0", "give both"]),
+        ("job.parts=[areas] job.stability=2", ["job.stability=2", "no effect"]),
+        ("job.parts=[areas] job.prune=true", ["job.prune=true", "no effect", "minimality"]),
+        ("job.truth=nowhere.json", ["nowhere.json"]),
+    ],
+)
+def test_refused(
+    case: Case, found: Path, here: Path, capfd: pytest.CaptureFixture[str], options: str, said: list[str]
+) -> None:
+    assert_refused([*case.arguments(job="evaluate", circuit=found), *options.split()], capfd, *said)
+    assert not list(here.iterdir())
+
+
+def test_refused_for_what_the_file_lacks(
+    case: Case, found: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    circuit = Circuit.load(found)
+    circuit.method.clear()
+    circuit.save(here / "bare.json")
+    arguments = case.arguments(job="evaluate", circuit="bare.json")
+    assert_refused([*arguments, "job.prune=true"], capfd, "job.threshold=NUMBER", "bare.json")
+    assert_refused([*arguments, "job.stability=2"], capfd, "bare.json names no method")
+    (here / "two" / "a").mkdir(parents=True)
+    (here / "two" / "b").mkdir()
+    for name in "ab":
+        Circuit.load(found).save(here / "two" / name / "circuit.json")
+    arguments = case.arguments(job="evaluate", circuit="two")
+    assert_refused([*arguments, "job.prune=true"], capfd, "job.prune=true writes one circuit")
