@@ -74,7 +74,7 @@ def _measure(prepared: Prepared, circuit: Circuit, fresh: Experiment | None) -> 
 def _with_intervals(prepared: Prepared, measured: Measured, circuit: Circuit) -> dict[str, Any]:
     job = settings_of(prepared)
     values = _finite(as_numbers(measured, circuit))
-    if job.bootstrap:
+    if job.bootstrap and len(measured.clean) > 1:
         values["intervals"] = intervals(measured, job.bootstrap, job.confidence, job.seed)
     return values
 
