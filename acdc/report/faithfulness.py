@@ -37,7 +37,7 @@ def faithfulness_section(results: Mapping[str, Values], metric: str, lines: Sequ
     notes = [f"{key}: {EXPLANATIONS[key]}" for key in ("recovery", "kl", "accuracy", "agreement")]
     several = list(results.values())
     if any("intervals" in values for values in several):
-        notes.append("in brackets: bootstrap intervals over the pairs")
+        notes.append("in brackets: bootstrap intervals over the pairs (job.confidence)")
     if any("fresh" in values for values in several):
         notes.append("fresh pairs: of the same task, which do not occur among the others")
     if scrubbed := [values["scrubbed"] for values in several if "scrubbed" in values]:

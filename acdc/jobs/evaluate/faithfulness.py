@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from acdc.circuit import Circuit
-from acdc.errors import TaskError
+from acdc.errors import AcdcError
 from acdc.evaluation.bootstrap import intervals
 from acdc.evaluation.faithfulness import Measured, as_numbers, by_partner, measure
 from acdc.evaluation.fresh import fresh_experiment
@@ -52,7 +52,7 @@ def _fresh(prepared: Prepared) -> tuple[Experiment | None, str]:
         return None, ""
     try:
         return fresh_experiment(prepared.experiment, prepared.settings.task, job.fresh_seed, job.fresh_size), ""
-    except TaskError as error:
+    except AcdcError as error:
         return None, str(error)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from acdc.errors import AcdcError
 from acdc.evaluation.stability import stability
 from acdc.jobs.common import progress_bar
 from acdc.jobs.evaluate.part import Part, Row, of, randoms_of, settings_of
@@ -25,12 +27,19 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     values: dict[str, Any] = {}
     rows: list[Row] = []
     metrics: dict[str, Any] = {}
-    shown, sections = [], []
+    shown: list[RenderableType] = []
+    sections = []
     for name, circuit in prepared.circuits.items():
-        with progress_bar(console, "finding again", "searches") as progress:
-            again = stability(
-                prepared.experiment, circuit, prepared.settings.task, job.stability, job.seed, progress=progress
-            )
+        try:
+            with progress_bar(console, "finding again", "searches") as progress:
+                again = stability(
+                    prepared.experiment, circuit, prepared.settings.task, job.stability, job.seed, progress=progress
+                )
+        except AcdcError as error:  # pairs that another seed does not give, say: the other parts are worth having
+            values[name] = {"absent": str(error)}
+            shown.append(f"not found again: {error}")
+            sections.append(Section(f"Stability{of(name, prepared)}", f"<p>{escape(str(error))}.</p>"))
+            continue
         values[name] = again.as_dict()
         lines = []
         for kind in again.found:
