@@ -171,7 +171,8 @@ def test_filters_in_python_and_a_task_of_ones_own_model() -> None:
 
 
 def evaluate(case: Case, circuit: Path, **options: object) -> int:
-    return run([*case.arguments(job="evaluate", circuit=circuit, **options), "hydra.run.dir=out"])
+    arguments = case.arguments(job="evaluate", circuit=circuit, **options)
+    return run([*arguments, "job.parts=[faithfulness,grades]", "hydra.run.dir=out"])
 
 
 def test_whole_empty_and_found_circuits(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +201,8 @@ def test_whole_empty_and_found_circuits(case: Case, here: Path, capfd: pytest.Ca
 
     # The circuit of a run has the numbers that the run gave it, also by way of MIB's file.
     for name in ("circuit.json", "circuit.mib.json"):
-        assert run([*case.arguments(job="evaluate", circuit=here / "found" / name), f"hydra.run.dir={name}.out"]) == 0
+        arguments = case.arguments(job="evaluate", circuit=here / "found" / name)
+        assert run([*arguments, "job.parts=[faithfulness]", f"hydra.run.dir={name}.out"]) == 0
         metrics = read_json(here / f"{name}.out" / "metrics.json")
         for key in ("clean", "corrupted", "circuit", "recovery", "kl", "edges_kept"):
             assert metrics[key] == pytest.approx(found.metrics[key], abs=1e-6)
