@@ -67,9 +67,11 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
         n_scored = len(prepared.circuits[name].tested)
         html = (
             f"<p>{n_scored:,} of {len(experiment.graph):,} edges have a score; one without has 0. At each share of the"
-            " edges the best ones are kept alone, less those on no path. CPR is the area under their recovery f,"
-            " of edges ranked by score; CMD the area between f and 1, ranked by size. Low CMD and a CPR near 1 go together in a"
-            " good ranking; CPR alone can be gamed.</p>" + grid.html() + image(svg, "recovery over shares of the edges")
+            " edges the best ones are kept alone, less those on no path. CPR is the area under their recovery f, of"
+            " edges ranked by score; CMD the area between f and 1, ranked by size. Low CMD and a CPR near 1 go together"
+            " in a good ranking; CPR alone can be gamed.</p>"
+            + grid.html()
+            + image(svg, "recovery over shares of the edges")
         )
         sections.append(Section(f"{_TITLE}{of(name, prepared)}", html + _sizes(own).html()))
     for name in [name for name in prepared.circuits if name not in found]:
