@@ -32,6 +32,19 @@ def faithfulness_grid(results: Mapping[str, Values], metric: str) -> Grid:
     return Grid(TITLE, header, rows)
 
 
+def brief_grid(results: Mapping[str, Values], metric: str) -> Grid:
+    """A line for each of several circuits, with the recovery of what it is held against; for the console."""
+
+    def line(name: str, values: Values) -> list[str]:
+        others = [values.get("fresh", {}), *(values.get(what, {}).get("mean", {}) for what in ("scrubbed", "random"))]
+        recoveries = [share(one.get("recovery")) for one in (values, *others)]
+        shown = [number(values["circuit"]), *recoveries, number(values["kl"]), share(values.get("accuracy"))]
+        return [name, number(values["edges_kept"]), *shown]
+
+    header = ["", "edges", metric, "recovery", "fresh", "scrubbed", "random", "KL", "accuracy"]
+    return Grid(TITLE, header, [line(name, values) for name, values in results.items()])
+
+
 def faithfulness_section(results: Mapping[str, Values], metric: str, lines: Sequence[str] = ()) -> Section:
     """The same for a page, with what the numbers mean."""
     notes = [f"{key}: {EXPLANATIONS[key]}" for key in ("recovery", "kl", "accuracy", "agreement")]

@@ -17,7 +17,7 @@ from acdc.evaluation.scrubbing import scrub
 from acdc.experiment import Experiment
 from acdc.jobs.evaluate.part import Part, Row, randoms_of, settings_of, spread
 from acdc.jobs.prepare import Prepared
-from acdc.report.faithfulness import faithfulness_grid, faithfulness_section
+from acdc.report.faithfulness import brief_grid, faithfulness_grid, faithfulness_section
 from acdc.report.grades import partners_line, partners_section
 
 _MEASURES = ("circuit", "recovery", "kl", "accuracy", "agreement")
@@ -31,7 +31,8 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     lines = [f"no fresh pairs: {absent}"] if absent else []
     rows = [row for name, values in results.items() for row in _rows(name, values)]
     metrics: dict[str, Any] = {"circuits": len(circuits), "metric": experiment.metric_name}
-    shown: list[RenderableType] = [faithfulness_grid(results, experiment.metric_name).console(), *lines]
+    grid = faithfulness_grid if len(circuits) == 1 else brief_grid
+    shown: list[RenderableType] = [grid(results, experiment.metric_name).console(), *lines]
     sections = [faithfulness_section(results, experiment.metric_name, lines)]
     if len(circuits) == 1:
         ((name, circuit),) = circuits.items()

@@ -54,7 +54,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
             values[name]["random"] = numbers
             rows.append((name, "", "jaccard, random, mean", numbers["mean"]))
             lines.append(_line(f"random circuits ({len(randoms)})", numbers))
-        grid = Grid(f"Stability{of(name, prepared)}, {job.stability} searches each", _HEADER, lines)
+        grid = Grid(f"Stability{of(name, prepared)}, searches of each kind: {job.stability}", _HEADER, lines)
         shown.append(grid.console())
         recurrence = [[str(edge), "yes" if edge in circuit else "", share(x)] for edge, x in again.recurrence().items()]
         edges = Grid("", ["edge", "in the circuit", "found again"], recurrence, left=2)
