@@ -90,7 +90,8 @@ def equivalence(scores: Scores, circuit: Circuit, epsilon: float = 0.1) -> Test:
     """Does the circuit do better than the model about as often as worse?
 
     The statistic is t = |k/n − ½|, k the pairs on which the circuit does better; p = P(|K/n − ½| ≥ t), K binomial with
-    ½ + ε. Here a tie counts half (the paper has none), and p is the sum for the nearest k's, outward.
+    ½ + ε. A tie counts half here (the test is not made for ties). `circuitry` has the mean difference of the scores in
+    the place of k/n; this follows the hypothesis, which is about how often, not by how much.
     """
     null = f"|P(circuit better than model) − 1/2| < {epsilon:g}"
     own, model = scores([EdgeMask.of(circuit.graph, circuit), EdgeMask.all(circuit.graph)])
