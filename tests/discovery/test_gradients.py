@@ -253,7 +253,7 @@ def test_what_says_nothing_is_refused(
 
 
 def test_acdc_is_asked_for_no_scores() -> None:
-    with pytest.raises(ConfigError, match="method=acdc does not score every edge: choose one of acdc_scores, eap, eap_ig"):
+    with pytest.raises(ConfigError, match="method=acdc does not score every edge: choose one of acdc_scores, eap"):
         score(experiment(small("gpt2"), random_pairs(0)), method="acdc")
 
 
