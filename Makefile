@@ -16,10 +16,10 @@ demo: $(INSTALLED)
 	$(VENV)/bin/acdc
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so a thread each, in their own processes too
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
