@@ -89,9 +89,9 @@ def test_as_many_decisions_are_looked_at_as_asked_for() -> None:
 def test_a_wrong_engine_is_found_out(every: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = IncrementalPruning.losses
 
-    def wrong(self: IncrementalPruning, edges: list[Edge], gone: list[bool]) -> list[float]:
+    def wrong(self: IncrementalPruning, edges: list[Edge], *rest: list[bool]) -> list[float]:
         shift = 0.01 if edges[0].receiver != "logits" else 0.0
-        return [loss + shift for loss in right(self, edges, gone)]
+        return [loss + shift for loss in right(self, edges, *rest)]
 
     monkeypatch.setattr(IncrementalPruning, "losses", wrong)
     one = experiment(small("gpt2"), random_pairs(25))
