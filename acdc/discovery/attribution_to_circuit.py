@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch import Tensor
 from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, Observer, Store
+from acdc.engine.full import FullEngine
 from acdc.engine.joint import JointRun, Replaced
+from acdc.engine.mask import EdgeMask
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
@@ -47,7 +50,7 @@ class Settings:
     node_limit: a candidate survives if noising it loses, or denoising it recovers, at least this share of the way
         between clean and corrupted, or moves as much the other way.
     path_limit: the same for a direct path.
-    compare: run ACDC too, at the task's threshold, and say what the two circuits share.
+    compare: run ACDC too, at the task's threshold, and say what the two circuits share and what each recovers.
     memory_gb: what temporary tensors may take; None is a share of what is free.
     """
 
@@ -102,7 +105,7 @@ def discover(
     check(experiment, settings)
     observer, metric = observer or NoObserver(), experiment.metric
     observer.started(experiment.graph, metric.from_loss(metric.loss_of_model(experiment.clean_logits)))
-    attributed = attribute(experiment)
+    attributed = attribute(experiment, settings.memory_gb)
     observer.progressed(1, 3, {})
     candidates = sorted(attributed, key=lambda node: -abs(attributed[node]))[: settings.candidates]
     patched = patch_nodes(experiment, candidates, settings.memory_gb)
@@ -130,25 +133,37 @@ def discover(
         },
     }
     if settings.compare:
-        plain = discovery.discover(experiment, "acdc", memory_gb=settings.memory_gb)
-        circuit.metrics["acdc"] = {
-            "threshold": plain.method["threshold"],
-            "edges": len(plain),
-            "shared": len(plain & circuit),
-            "jaccard": plain.jaccard(circuit),
-            "only_here": sorted(map(str, set(circuit) - set(plain))),
-            "only_acdc": sorted(map(str, set(plain) - set(circuit))),
-        }
+        circuit.metrics["acdc"] = beside_acdc(experiment, circuit, settings.memory_gb)
     return circuit
 
 
-def attribute(experiment: Experiment) -> dict[str, float]:
+def beside_acdc(experiment: Experiment, circuit: Circuit, memory_gb: float | None = None) -> dict[str, Any]:
+    """ACDC's circuit at the task's threshold: its size, what it does alone, and what it shares with this one."""
+    plain = discovery.discover(experiment, "acdc", memory_gb=memory_gb)
+    full = FullEngine(experiment)
+    clean, corrupted, alone = map(
+        experiment.metric.from_loss,
+        full.losses([EdgeMask.of(experiment.graph, edges) for edges in (experiment.graph, [], plain)]),
+    )
+    return {
+        "threshold": plain.method["threshold"],
+        "edges": len(plain),
+        "circuit": alone,
+        "recovery": recovery(alone, clean, corrupted),
+        "shared": len(plain & circuit),
+        "jaccard": plain.jaccard(circuit),
+        "only_here": sorted(map(str, set(circuit) - set(plain))),
+        "only_acdc": sorted(map(str, set(plain) - set(circuit))),
+    }
+
+
+def attribute(experiment: Experiment, memory_gb: float | None = None) -> dict[str, float]:
     """Every head's and MLP's attribution: what its output's change would do to the loss, to first order.
 
     The sum over its edges, since a node's gradient is the sum of those at the ports that read it; positive helps.
     """
     total = dict.fromkeys((node for node in experiment.graph.senders if node not in experiment.graph.inputs), 0.0)
-    for edge, score in discovery.discover(experiment, "clean_corrupted").tested.items():
+    for edge, score in discovery.discover(experiment, "clean_corrupted", memory_gb=memory_gb).tested.items():
         if edge.sender in total:
             total[edge.sender] += score
     return total

@@ -216,7 +216,10 @@ def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
         )
     if "acdc" in metrics:
         other = metrics["acdc"]
-        lines["ACDC"] = f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f})"
+        lines["ACDC"] = (
+            f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f}); recovery"
+            f" {other['recovery']:.1%}"
+        )
     return lines
 
 

@@ -17,6 +17,7 @@ from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.mask import EdgeMask
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
+from acdc.evaluation.faithfulness import faithfulness
 from acdc.graph import Edge, Graph, node_of, parse_node
 
 KINDS = ("gpt2", "llama", "gpt_neox")
@@ -93,6 +94,24 @@ def test_a_compiled_circuit_is_found() -> None:
     circuit = discover(Experiment.build(task="tracr_reverse"), "attribution_to_circuit", compare=False)
     assert set(circuit) == {Edge("input.tok", "a3.h0<v>"), Edge("a3.h0", "logits")}
     assert circuit.metrics["steps"]["survivors"] == ["a3.h0"]
+
+
+def test_acdc_beside_it_recovers_what_acdc_recovers() -> None:
+    """Against the two methods run apart, and the evaluation of circuits."""
+    one = Experiment.build(task="ioi", size=6)
+    circuit, plain = (discover(one, method) for method in ("attribution_to_circuit", "acdc"))
+    beside, alone = circuit.metrics["acdc"], faithfulness(one, plain)
+    assert beside["circuit"] == pytest.approx(alone["circuit"], abs=1e-4)
+    assert beside["recovery"] == pytest.approx(alone["recovery"], abs=1e-5)
+    assert (beside["edges"], beside["threshold"]) == (len(plain), plain.method["threshold"])
+    assert beside["shared"] == len(set(plain) & set(circuit))
+
+
+def test_memory_decides_nothing() -> None:
+    one = experiment(small("llama"), random_pairs(6, (5, 4, 5), partners=2), "logit_diff")
+    found, tight = (discover(one, "attribution_to_circuit", compare=False, memory_gb=gb) for gb in (None, 1e-6))
+    assert tight.tested == pytest.approx(found.tested, abs=1e-5)
+    assert tight.metrics["steps"]["attributed"] == pytest.approx(found.metrics["steps"]["attributed"], abs=1e-5)
 
 
 def test_without_a_threshold_there_is_nothing_to_compare_with() -> None:
