@@ -60,27 +60,54 @@ def backup_words(result: Ablation, one: Backup) -> str:
 
 
 def additivity_words(result: Ablation) -> list[str]:
-    """What the joint effect of all chosen sites says."""
-    rows = result.additivity_rows()
-    if not rows:
+    """What the joint effect of all chosen sites says, and which two interact most either way."""
+    if (one := result.additivity) is None:
         return []
-    names, joint, total, interaction = (rows[-1][key] for key in ("sites", "joint", "sum", "interaction"))
+    names, single = [result.names.name(site) for site in one.sites], one.single.mean(-1).tolist()
+    joint, total = float(one.whole.mean()), sum(single)
     least = ADDITIVE * max(abs(total), abs(joint))
-    if abs(interaction) <= least:
-        meaning = "about additive: each acts by itself"
-    elif interaction > 0:
-        meaning = "positive interaction: they back each other up, and losing all costs more than losing each"
-    else:
-        meaning = (
-            "negative interaction: they share their effect, as on one path, where losing one costs what losing all does"
-        )
-    lines = [f"{names}: joint effect {number(joint)}, sum {number(total)}; {meaning} ({interaction:+.3g})"]
-    pairs = sorted(rows[:-1], key=lambda row: row["interaction"])
-    if pairs and pairs[-1]["interaction"] > least:
-        lines.append(f"of two sites, {pairs[-1]['sites']} back each other up most ({pairs[-1]['interaction']:+.3g})")
-    if pairs and pairs[0]["interaction"] < -least:
-        lines.append(f"of two sites, {pairs[0]['sites']} share most of their effect ({pairs[0]['interaction']:+.3g})")
+    lines = [
+        f"additivity of {' '.join(names)}: joint effect {number(joint)}, sum {number(total)};"
+        f" {_meaning(single, joint - total, least)} ({joint - total:+.3g})"
+    ]
+    of_two = one.interactions.mean(-1)
+    pairs = sorted((float(of_two[i, j]), i, j) for i in range(len(names)) for j in range(i + 1, len(names)))
+    for most, (interaction, i, j) in (("positive", pairs[-1]), ("negative", pairs[0])):
+        if len(names) > 2 and interaction * (1 if most == "positive" else -1) > least:
+            words = _of_two((names[i], names[j]), (single[i], single[j]), interaction, least)
+            lines.append(f"the most {most} interaction of two sites is {interaction:+.3g}: {words}")
     return lines
+
+
+def _meaning(single: Sequence[float], interaction: float, least: float) -> str:
+    """What the interaction of some sites says; `single`: their effects, of which `least` is none."""
+    if abs(interaction) <= least:
+        return "about additive: each acts by itself"
+    positive = interaction > 0
+    name = f"{'positive' if positive else 'negative'} interaction: "
+    if min(single) >= -least and (max(single) > least or positive):  # what has no effect alone, by the joint one
+        return name + (
+            "they back each other up, and losing all costs more than losing each"
+            if positive
+            else "they share their effect, as on one path, where losing one costs what losing all does"
+        )
+    if max(single) <= least:
+        return name + (
+            "they share the harm that they do, as on one path"
+            if positive
+            else "they do harm in each other's place, and losing all gains more than losing each"
+        )
+    return name + (
+        "some hurt by working against those that help" if positive else "those that help make up for those that hurt"
+    )
+
+
+def _of_two(names: tuple[str, str], single: tuple[float, float], interaction: float, least: float) -> str:
+    """The same of two sites, by name."""
+    (low, worse), (high, better) = sorted(zip(single, names, strict=True), key=lambda item: item[0])
+    if low < -least and high > least:
+        return f"{worse} hurts and works against {better}" if interaction > 0 else f"{better} makes up for {worse}"
+    return f"{names[0]} and {names[1]}: " + _meaning(single, interaction, least).partition(": ")[2]
 
 
 def effects_section(result: Ablation, pictures: Sequence[Path]) -> Section:
