@@ -53,6 +53,11 @@ class Settings(SiteSettings):
             raise ConfigError(f"patch.shortlist={self.shortlist} is not known: give attribution, or null for all sites")
         if self.shortlist_size < 1:
             raise ConfigError(f"patch.shortlist_size={self.shortlist_size} is not allowed: give 1 or more")
+        if self.shortlist is None and self.shortlist_size != Settings.shortlist_size:
+            raise ConfigError(
+                f"patch.shortlist_size={self.shortlist_size} has no effect without a shortlist: give"
+                " patch.shortlist=attribution, or leave it out"
+            )
 
 
 def check(experiment: Experiment, settings: Settings) -> list[Grid]:

@@ -45,6 +45,10 @@ class Settings(SiteSettings):
         super().__post_init__()
         if self.disagreements < 0:
             raise ConfigError(f"patch.disagreements={self.disagreements} is not allowed: give 0 or more")
+        if not self.compare and self.disagreements != Settings.disagreements:
+            raise ConfigError(
+                f"patch.disagreements={self.disagreements} has no effect with patch.compare=false: leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,8 @@ def test_a_shortlist_of_everything_is_everything() -> None:
     [
         ("activation", {"shortlist": "random"}, "patch.shortlist=random is not known: give attribution"),
         ("activation", {"shortlist_size": 0}, "patch.shortlist_size=0 is not allowed: give 1 or more"),
+        ("activation", {"shortlist_size": 5}, "patch.shortlist_size=5 has no effect without a shortlist"),
+        ("attribution", {"compare": False, "disagreements": 5}, "patch.disagreements=5 has no effect with patch.comp"),
         ("attribution", {"disagreements": -1}, "patch.disagreements=-1 is not allowed: give 0 or more"),
         ("attribution", {"qk_fix": True}, "patch.qk_fix=true has no effect without queries or keys"),
         ("attribution", {"shortlist": "attribution"}, "patch=attribution has no option shortlist"),
