@@ -93,6 +93,10 @@ def test_attribution_beside_real_patching(case: Case, here: Path, capfd: pytest.
     page = (folder / "report.html").read_text()
     assert "backup heads" in page
     assert "QK fix" in page
+    assert "pairs in attribution.csv" in page
+    assert "patch.csv" not in page
+    assert not re.search("<th[^>]*>(class|shift)<", page)  # estimates have neither
+    assert " class" not in shown
 
 
 def test_grad_drop_without_real_patching(case: Case, here: Path) -> None:

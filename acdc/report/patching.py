@@ -32,16 +32,15 @@ DIRECTIONS = {
 def sites_table(patched: Patched, title: str = "The sites that matter most") -> Table:
     """The most important sites of each map."""
     shown = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
-    header = [name for name in _HEADER if name != "shift"]
-    for i, name in enumerate(header):
-        shown.add_column(Text(name), justify="right" if 2 < i < len(header) - 1 else "left", overflow="fold")
+    header = [name for name in _header(patched) if name != "shift"]
+    for name in header:
+        shown.add_column(Text(name), justify="right" if name in _NUMBERS else "left", overflow="fold")
     for one in patched.maps:
         for row in _rows(patched, one, MOST_ON_CONSOLE):
-            shift = row.pop(_HEADER.index("shift"))
-            if shift.endswith("*"):
-                row[2] += "*"
+            if row["shift"].endswith("*"):
+                row["where"] += "*"
                 shown.caption = Text("* what is put in lies outside the range of the site's values on clean prompts")
-            shown.add_row(*map(Text, row))
+            shown.add_row(*(Text(row[name]) for name in header))
     return shown
 
 
@@ -56,10 +55,10 @@ def skipped_notes(patched: Patched) -> list[str]:
     ]
 
 
-def maps_section(patched: Patched, pictures: Sequence[Path]) -> Section:
-    """The importance maps; `pictures` are SVG files named SITE_DIRECTION."""
+def maps_section(patched: Patched, pictures: Sequence[Path], file: str = "patch.csv") -> Section:
+    """The importance maps; `pictures` are SVG files named SITE_DIRECTION, `file` is the table with all numbers."""
     html = "".join(
-        f"<p>{escape(DIRECTIONS[direction])} (std over {len(patched.maps[0].clean)} pairs in patch.csv).</p>"
+        f"<p>{escape(DIRECTIONS[direction])} (std over {len(patched.maps[0].clean)} pairs in {file}).</p>"
         for direction in dict.fromkeys(one.direction for one in patched.maps)
     )
     if any(one.skipped for one in patched.maps):
@@ -86,11 +85,12 @@ def classes_section(patched: Patched, pictures: Sequence[Path]) -> Section:
 
 def sites_section(patched: Patched, title: str = "The sites that matter most") -> Section:
     """The most important sites, more of them."""
-    parts = []
+    parts, header = [], _header(patched)
+    numeric = [i for i, name in enumerate(header) if name in _NUMBERS]
     for one in patched.maps:
-        rows = [[escape(cell) for cell in row] for row in _rows(patched, one, MOST_ON_PAGE)]
+        rows = [[escape(row[name]) for name in header] for row in _rows(patched, one, MOST_ON_PAGE)]
         which = f"{one.grid.kind.name}, {one.direction}: {len(rows)} of {len(one.grid):,} sites"
-        text = table(_HEADER, rows, numeric=range(3, 7))
+        text = table(header, rows, numeric=numeric)
         parts.append(f"<details><summary>{escape(which)}</summary>{text}</details>")
     if any(one.shift is not None for one in patched.maps):
         parts.append(
@@ -100,10 +100,16 @@ def sites_section(patched: Patched, title: str = "The sites that matter most") -
     return Section(title, "".join(parts))
 
 
-_HEADER = ["site", "direction", "where", "recovery", "std", "effect", "shift", "class"]
+_NUMBERS = ("recovery", "std", "effect", "shift")
 
 
-def _rows(patched: Patched, one: SiteMap, most: int) -> list[list[str]]:
+def _header(patched: Patched) -> list[str]:
+    """The columns that have something in them: estimates have neither shift nor class."""
+    shifted = any(one.shift is not None for one in patched.maps)
+    return ["site", "direction", "where", *_NUMBERS[: 3 + shifted], *["class"] * bool(patched.classes())]
+
+
+def _rows(patched: Patched, one: SiteMap, most: int) -> list[dict[str, str]]:
     classes = patched.classes()
     numbers = zip(*(t.flatten().tolist() for t in (one.recovery, one.std, one.importance)), strict=True)
     shifts = ["—"] * len(one.grid) if one.shift is None else [shift_text(**x) for x in one.shift.columns()]
@@ -111,7 +117,14 @@ def _rows(patched: Patched, one: SiteMap, most: int) -> list[list[str]]:
     found = [item for item in sites if item[1][0] == item[1][0]]  # without those that were left out
     found.sort(key=lambda item: -abs(item[1][2]))
     return [
-        [one.grid.kind.name, one.direction, str(site), *map(_short, values), shift, classes.get(site, "")]
+        {
+            "site": one.grid.kind.name,
+            "direction": one.direction,
+            "where": str(site),
+            **dict(zip(_NUMBERS, map(_short, values), strict=False)),
+            "shift": shift,
+            "class": classes.get(site, ""),
+        }
         for site, values, shift in found[:most]
     ]
 

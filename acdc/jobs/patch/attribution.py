@@ -90,7 +90,7 @@ def _write(found: Attributed, prepared: Prepared, folder: Path) -> dict[str, Pat
         notes_section(prepared.notes),
         agreement_section(found, [path for path in plots if path.suffix == ".svg"]),
         disagreement_section(found),
-        maps_section(estimated, [path for path in maps if path.suffix == ".svg"]),
+        maps_section(estimated, [path for path in maps if path.suffix == ".svg"], "attribution.csv"),
         sites_section(estimated, ESTIMATED),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
         configuration(config_yaml(prepared)),
