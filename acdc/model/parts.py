@@ -53,6 +53,20 @@ class Norm:
         normalised = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return normalised if self.weight is None else normalised * self.weight
 
+    def held(self, direction: Tensor, at: Tensor) -> Tensor:
+        """What a direction behind the norm is before it, with the scale that `at` has: the norm is linear then.
+
+        direction · norm(at) is held(direction, at) · at, and direction · bias. Each `... d_model`.
+        """
+        if self.kind == "none":
+            return direction
+        if self.weight is not None:
+            direction = direction * self.weight
+        if self.kind == "layer":
+            direction = direction - direction.mean(-1, keepdim=True)
+            at = at - at.mean(-1, keepdim=True)
+        return direction * torch.rsqrt(at.square().mean(-1, keepdim=True) + self.eps)
+
 
 @dataclass(frozen=True)
 class Rotary:

@@ -6,7 +6,7 @@ the sum of what embedding, heads, MLPs and biases write. So the logit difference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from acdc.ablation import Values
 from acdc.engine.full import streams
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.metrics import Metric
 from acdc.patching import base
 from acdc.patching.base import Progress
 
@@ -188,30 +187,15 @@ def directions(experiment: Experiment, stream: Tensor) -> tuple[Tensor, Tensor]:
     tangent at `stream`.
     """
     model, metric = experiment.model, experiment.metric
-    norm = model.final_norm
-    scale = stream.new_ones(len(stream), 1)
-    if norm.kind != "none":
-        centred = stream - stream.mean(-1, keepdim=True) if norm.kind == "layer" else stream
-        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps)
     W, b = model.W_U, model.b_U
     if metric.columns is not None:
         W, b = W[:, metric.columns], None if b is None else b[metric.columns]
-
-    def logits(x: Tensor) -> Tensor:
-        x = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) * scale
-        x = x if norm.weight is None else x * norm.weight
-        x = x if norm.bias is None else x + norm.bias
-        return x @ W if b is None else x @ W + b
-
-    return _tangent(metric, logits, stream)
-
-
-def _tangent(metric: Metric, logits: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[Tensor, Tensor]:
-    at = stream.detach().requires_grad_()
+    normed = model.final_norm(stream).detach().requires_grad_()
     with torch.enable_grad():
-        values = metric.values(logits(at))
-        (slope,) = torch.autograd.grad(values.sum(), at)
-    return slope, values.detach() - (slope * stream).sum(-1)
+        values = metric.values(normed @ W if b is None else normed @ W + b)
+        (slope,) = torch.autograd.grad(values.sum(), normed)
+    direction = model.final_norm.held(slope, stream)
+    return direction, values.detach() - (direction * stream).sum(-1)
 
 
 class _Sums:

@@ -76,21 +76,13 @@ def read_directions(experiment: Experiment) -> Tensor:
     The difference is of the mean answer and the mean wrong answer; of the answer (the model's top token where there is
     none) and the mean over the vocabulary where there is no wrong one.
     """
-    model, readouts, norm = experiment.model, experiment.readouts, experiment.model.final_norm
+    model, readouts = experiment.model, experiment.readouts
     right, wrong = readouts.answers, readouts.wrong_answers
     if not _all_given(right):
         right = experiment.clean_logits.argmax(-1, keepdim=True)
     against = _mean_column(model, wrong) if _all_given(wrong) else model.W_U.mean(1)
     direction = _mean_column(model, right) - against
-    if norm.weight is not None:
-        direction = direction * norm.weight
-    x = experiment.read(experiment.clean_stream)
-    if norm.kind == "layer":
-        direction = direction - direction.mean(-1, keepdim=True)
-        x = x - x.mean(-1, keepdim=True)
-    if norm.kind == "none":
-        return direction
-    return direction * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+    return model.final_norm.held(direction, experiment.read(experiment.clean_stream))
 
 
 def direct_effects(

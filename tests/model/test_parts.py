@@ -20,6 +20,7 @@ from acdc.model import LanguageModel, ModelSettings, load_model
 from acdc.model.check import check_parts
 from acdc.model.forward import run
 from acdc.model.load import POCKET, read_parts
+from acdc.model.parts import Norm
 
 TOKENS = torch.tensor([[2, 5, 3, 7, 4, 1, 9], [9, 2, 2, 6, 1, 0, 3], [0, 8, 3, 3, 5, 5, 5]])
 
@@ -297,3 +298,18 @@ def test_layers_scaled_by_their_index(tmp_path: Path) -> None:
     check_parts(model, bridge, TOKENS)
     plain = make_model("gpt2")(TOKENS).logits.detach()
     assert float((logits_of(model, TOKENS) - plain).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "none"])
+def test_a_direction_before_a_norm_whose_scale_is_held(kind: str) -> None:
+    torch.manual_seed(0)
+    weight, bias = (torch.randn(6), torch.randn(6)) if kind == "layer" else (torch.randn(6), None)
+    norm = Norm(kind, 1e-2, *((weight, bias) if kind != "none" else ()))
+    x, direction = torch.randn(3, 6), torch.randn(3, 6)
+    rest = direction @ bias if bias is not None else 0.0
+    torch.testing.assert_close((norm.held(direction, x) * x).sum(-1) + rest, (norm(x) * direction).sum(-1))
+    # Twice as large an x has half the scale, but for eps.
+    torch.testing.assert_close(
+        Norm(kind, 0.0, norm.weight).held(direction, 2 * x) * (1.0 if kind == "none" else 2.0),
+        Norm(kind, 0.0, norm.weight).held(direction, x),
+    )
