@@ -136,7 +136,7 @@ class _Effects:
         return self._in_places((self.changes.difference * of_z).sum(-1))
 
     def without_cancellation(self, gradients: LayerGradients, dropped: Mapping[int, LayerGradients]) -> Tensor:
-        """GradDrop (Kramár et al. 2024, eq. 12): the mean size of the effect over the layers that are held fixed.
+        """GradDrop (Kramár et al. 2024): the mean size of the effect over the layers that are held fixed.
 
         A site inside the layer that is held fixed has no effect, so the sum is over one less; the residual stream is
         in no layer, so there the sum is over all.

@@ -36,7 +36,7 @@ def backward(run: ResumedRun, drop: bool = False) -> Iterator[tuple[int, LayerGr
     """The layers from the last to the first: the layer, its gradients, and with `drop` those of GradDrop.
 
     What is differentiated is the sum over readouts of weight × pairs × metric, so a row's gradient tells what a change
-    of it does to its pair's metric. GradDrop (Kramár et al. 2024, eq. 11): for each layer the gradients with what that
+    of it does to its pair's metric. GradDrop (Kramár et al. 2024): for each layer the gradients with what that
     layer writes held fixed; given for this layer and every later one, since holding an earlier one changes nothing.
     """
     post = at_the_end(run)
