@@ -12,6 +12,7 @@ Effects are shares of the way between the clean and the corrupted metric.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,8 +139,10 @@ def discover(
 
 
 def beside_acdc(experiment: Experiment, circuit: Circuit, memory_gb: float | None = None) -> dict[str, Any]:
-    """ACDC's circuit at the task's threshold: its size, what it does alone, and what it shares with this one."""
+    """ACDC's circuit at the task's threshold: its size, what it does alone, what it shares with this one, its time."""
+    start = time.monotonic()
     plain = discovery.discover(experiment, "acdc", memory_gb=memory_gb)
+    seconds = time.monotonic() - start
     full = FullEngine(experiment)
     clean, corrupted, alone = map(
         experiment.metric.from_loss,
@@ -150,6 +153,7 @@ def beside_acdc(experiment: Experiment, circuit: Circuit, memory_gb: float | Non
         "edges": len(plain),
         "circuit": alone,
         "recovery": recovery(alone, clean, corrupted),
+        "seconds": round(seconds, 3),
         "shared": len(plain & circuit),
         "jaccard": plain.jaccard(circuit),
         "only_here": sorted(map(str, set(circuit) - set(plain))),

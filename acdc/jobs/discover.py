@@ -218,7 +218,7 @@ def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
         other = metrics["acdc"]
         lines["ACDC"] = (
             f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f}); recovery"
-            f" {other['recovery']:.1%}"
+            f" {other['recovery']:.1%}; {other['seconds']:.1f} s of the time"
         )
     return lines
 

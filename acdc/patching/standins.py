@@ -103,7 +103,8 @@ class StandIns:
                 what = "" if self.same_length else " of its length with its labels in the same places"
                 raise ConfigError(
                     f"patch.value=resample takes values of another pair, and for {self.pairs[row].where} there is no"
-                    f" other{what}: give more pairs, or choose patch.value=mean or zero"
+                    f" other{what}: give more pairs{'' if self.same_length else ', or pairs of one length'}, or choose"
+                    " patch.value=mean or zero"
                 )
             columns.append(others[torch.randint(len(others), (self.draws,), generator=generator)])
         return torch.stack(columns, 1).to(self.experiment.model.device)
