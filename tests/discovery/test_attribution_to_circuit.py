@@ -9,7 +9,7 @@ import torch
 from commands import as_process, read_json
 from experiments import experiment, random_pairs, small
 
-from acdc import Experiment
+from acdc import Circuit, Experiment
 from acdc.discovery import discover
 from acdc.discovery.attribution_to_circuit import attribute, patch_nodes, patch_paths
 from acdc.engine.full import FullEngine
@@ -96,6 +96,20 @@ def test_a_compiled_circuit_is_found() -> None:
     assert circuit.metrics["steps"]["survivors"] == ["a3.h0"]
 
 
+def test_the_steps_by_hand_give_the_same_circuit() -> None:
+    """As docs/attribution_to_circuit.md has them."""
+    one = experiment(small("llama"), random_pairs(4), "logit_diff")
+    estimates = attribute(one)
+    best = sorted(estimates, key=lambda node: -abs(estimates[node]))[:4]
+    effects = patch_nodes(one, best)
+    nodes = [node for node in best if max(map(abs, effects[node])) >= 0.05]
+    found = Circuit(one.graph, {edge: e for edge, e in patch_paths(one, nodes).items() if abs(e) >= 0.02})
+    options = {"candidates": 4, "node_limit": 0.05, "path_limit": 0.02, "compare": False}
+    circuit = discover(one, "attribution_to_circuit", **options)
+    assert set(found.on_path()) == set(circuit)
+    assert 0 < len(circuit) < len(circuit.tested)
+
+
 def test_acdc_beside_it_recovers_what_acdc_recovers() -> None:
     """Against the two methods run apart, and the evaluation of circuits."""
     one = Experiment.build(task="ioi", size=6)
@@ -110,6 +124,7 @@ def test_acdc_beside_it_recovers_what_acdc_recovers() -> None:
 def test_memory_decides_nothing() -> None:
     one = experiment(small("llama"), random_pairs(6, (5, 4, 5), partners=2), "logit_diff")
     found, tight = (discover(one, "attribution_to_circuit", compare=False, memory_gb=gb) for gb in (None, 1e-6))
+    assert attribute(one, 1e-6) == pytest.approx(attribute(one), abs=1e-5)
     assert tight.tested == pytest.approx(found.tested, abs=1e-5)
     assert tight.metrics["steps"]["attributed"] == pytest.approx(found.metrics["steps"]["attributed"], abs=1e-5)
 
