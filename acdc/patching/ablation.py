@@ -19,7 +19,7 @@ from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching.ablated import Ablated, Ablation, Additivity, Curve, Scale, strongest
-from acdc.patching.base import Progress, by_pair, check_ablation, ends
+from acdc.patching.base import Progress, by_pair, ends
 from acdc.patching.ranking import NamedSites
 from acdc.patching.self_repair import find_backup, fits, most_direct
 from acdc.patching.shift import measure
@@ -135,7 +135,11 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
     ------
     ConfigError: see `Choice.grids`, `StandIns`, `NamedSites`; an ablation other than `corrupted`.
     """
-    check_ablation(experiment)
+    if (name := experiment.ablation.name) != "corrupted":
+        raise ConfigError(
+            f"ablation={name} is not what patch=ablation puts in, which is patch.value={settings.value}: choose"
+            f" patch.value from {', '.join(VALUES)}, and give ablation=corrupted"
+        )
     grids = settings.choice.grids(experiment)
     stand_ins = StandIns(experiment, settings.value, settings.over, settings.draws, settings.seed)
     for grid in grids:
