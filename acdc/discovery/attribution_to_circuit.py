@@ -23,6 +23,8 @@ from torch import Tensor
 from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, Observer, Store
+from acdc.discovery.scores import check_gradients, check_two_runs
+from acdc.discovery.selection import SelectionSettings
 from acdc.engine.full import FullEngine
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.mask import EdgeMask
@@ -78,7 +80,9 @@ def check(experiment: Experiment, settings: Settings) -> None:
     ConfigError: an ablation other than `corrupted`; a comparison with ACDC where the task has no threshold. TaskError:
     the metric is the same on clean and corrupted prompts.
     """
-    discovery.load("clean_corrupted").check(experiment, discovery.load("clean_corrupted").Settings())
+    named = SelectionSettings(settings.name)  # the first step's demands, in this method's name
+    check_gradients(experiment, named)
+    check_two_runs(experiment, named, "another method")
     path.check(experiment, path.Settings())
     if settings.compare and experiment.default_threshold is None:
         raise ConfigError(

@@ -48,13 +48,17 @@ def backup_words(result: Ablation, one: Backup) -> str:
     name = result.names.name(one.site)
     if one.compensation is None or one.backup is None:
         return f"backup of {name}: it loses no direct effect worth the name ({number(one.lost)})"
-    text = f"backup of {name}: it loses {number(one.lost)} of direct effect; later heads and MLPs together"
-    text += f" {'restore' if one.compensation > 0 else 'lose'} {abs(one.compensation):.0%} of that"
+    if one.lost > 0:
+        text, against, along = f"it loses {number(one.lost)} of direct effect", "restore", "lose"
+    else:
+        text, against, along = f"its direct effect, which hurts by {number(-one.lost)}, is gone", "take back", "add"
+    text = f"backup of {name}: {text}; later heads and MLPs together"
+    text += f" {against if one.compensation > 0 else along} {abs(one.compensation):.0%} of that"
     changes = sorted(one.changes.items(), key=lambda item: -item[1] / one.lost)
     rising = [f"{one.components[i]} {change / one.lost:.1%}" for i, change in changes[:3] if change / one.lost > 0.005]
     return (
         text
-        + (f"; what works against the loss restores {one.backup:.1%}" if one.backup > 0.005 else "")
+        + (f"; those that work against it {against} {one.backup:.1%}" if one.backup > 0.005 else "")
         + (f", most of it {', '.join(rising)}" if rising else "")
     )
 

@@ -81,7 +81,7 @@ def draw_interactions(result: Ablation, one: Additivity, folder: Path) -> list[P
     values = one.interactions.mean(-1).numpy().copy()
     np.fill_diagonal(values, np.nan)
     title = f"Joint effect of two sites − the sum of their effects ({result.metric})"
-    unit = "interaction (+: mutual backup)"
+    unit = "interaction (joint − sum)"
     return draw_heatmap(Heatmap(values, names, names, ("site", "site"), unit, title), folder, "interactions")
 
 

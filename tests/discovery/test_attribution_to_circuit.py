@@ -134,6 +134,15 @@ def test_without_a_threshold_there_is_nothing_to_compare_with() -> None:
         discover(experiment(small("gpt2"), random_pairs(4), "logit_diff"), "attribution_to_circuit")
 
 
+def test_what_cannot_be_done_is_refused_in_its_own_name() -> None:
+    model = small("gpt2")
+    with pytest.raises(AcdcError, match=r"^ablation=zero does not fit method=attribution_to_circuit, .*corrupted, or"):
+        discover(experiment(model, random_pairs(4), "logit_diff", ablation="zero"), "attribution_to_circuit")
+    half = experiment(model, random_pairs(4), "logit_diff").to("cpu", torch.float16)
+    with pytest.raises(AcdcError, match=r"^model.dtype=float16 .* which method=attribution_to_circuit needs"):
+        discover(half, "attribution_to_circuit")
+
+
 def test_the_experiment_as_a_user_runs_it(tmp_path: Path) -> None:
     done = as_process("experiment=attribution_to_circuit", "task.size=8", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

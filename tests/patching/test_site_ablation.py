@@ -453,5 +453,5 @@ def test_positions_that_do_not_correspond_are_refused() -> None:
         patch(experiment(model, random_pairs(7, (4, 5))), "ablation", value="mean_by_position")
     with pytest.raises(AcdcError, match=r"^patch.value=resample takes values of another pair, and for pair 0 there is"):
         patch(experiment(model, random_pairs(7, (4, 5))), "ablation", value="resample")
-    with pytest.raises(AcdcError, match="ablation=zero is not what patch=ablation puts in, which is patch.value=mean"):
+    with pytest.raises(AcdcError, match="ablation=zero is not what patch=ablation puts in"):
         patch(experiment(model, random_pairs(7), ablation="zero"), "ablation")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from acdc.patching.ablated import Additivity
-from acdc.report.ablation import additivity_words
+from acdc.patching.ablated import Additivity, Backup
+from acdc.report.ablation import additivity_words, backup_words
 
 NAMES = ("A", "B", "C")
 Loss = Callable[[set[str]], float]  # of those that are left
@@ -49,3 +50,25 @@ def test_two_that_interact_are_named() -> None:
     assert positive == "the most positive interaction of two sites is +0.5: B hurts and works against A"
     *_, negative = words(lambda left: 0.0 if "B" not in left else 0.5 if "A" in left else 1.0, NAMES)
     assert negative == "the most negative interaction of two sites is -0.5: A makes up for B"
+
+
+@pytest.mark.parametrize(
+    ("lost", "risen", "said"),
+    [
+        (2.0, 1.0, "it loses 2 of direct effect; later heads and MLPs together restore 50% of that"),
+        (2.0, -1.0, "it loses 2 of direct effect; later heads and MLPs together lose 50% of that"),
+        (
+            -2.0,
+            -1.0,
+            "its direct effect, which hurts by 2, is gone; later heads and MLPs together take back 50% of that",
+        ),
+        (-2.0, 1.0, "its direct effect, which hurts by 2, is gone; later heads and MLPs together add 50% of that"),
+    ],
+)
+def test_backup_says_what_later_parts_do_of_what_was_lost(lost: float, risen: float, said: str) -> None:
+    before = torch.tensor([[lost], [0.0]])
+    site: Any = "0.h0"
+    one = Backup(site, ("a0.h0", "m1"), before, torch.tensor([[0.0], [risen]]), own=(0,), later=(1,))
+    text = backup_words(SimpleNamespace(names=SimpleNamespace(name=str)), one)  # type: ignore[arg-type]
+    assert text.startswith(f"backup of 0.h0: {said}")
+    assert ("those that work against it" in text) == (lost * risen > 0)
