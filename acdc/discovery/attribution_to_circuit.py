@@ -147,11 +147,9 @@ def beside_acdc(experiment: Experiment, circuit: Circuit, memory_gb: float | Non
     start = time.monotonic()
     plain = discovery.discover(experiment, "acdc", memory_gb=memory_gb)
     seconds = time.monotonic() - start
-    full = FullEngine(experiment)
-    clean, corrupted, alone = map(
-        experiment.metric.from_loss,
-        full.losses([EdgeMask.of(experiment.graph, edges) for edges in (experiment.graph, [], plain)]),
-    )
+    graph = experiment.graph
+    masks = [EdgeMask.all(graph), EdgeMask.of(graph, []), EdgeMask.of(graph, plain)]
+    clean, corrupted, alone = map(experiment.metric.from_loss, FullEngine(experiment).losses(masks))
     return {
         "threshold": plain.method["threshold"],
         "edges": len(plain),
