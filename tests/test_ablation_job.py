@@ -102,6 +102,15 @@ def test_a_ranking_from_another_run(case: Case, here: Path, monkeypatch: pytest.
     assert (here / "out" / "knockout.csv").read_bytes() == before
 
 
+def test_that_there_is_no_backup_to_look_at_is_said(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = case.arguments(**OPTIONS, patch__site="resid_post", patch__ranking="null", patch__additivity=0)
+    said = "none of the sites has both a direct effect on the logits and a head or MLP behind it"
+    for count, expected in ((1, True), (0, False)):
+        assert run([*arguments, f"patch.backup={count}", f"hydra.run.dir=out{count}"]) == 0
+        texts = [capfd.readouterr().out, (here / f"out{count}" / "report.html").read_text()]
+        assert [said in " ".join(text.split()) for text in texts] == [expected, expected]
+
+
 def test_one_pair_of_each_length(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pairs = [PAIRS[0], {**PAIRS[1], "clean": [4, 5, 1], "corrupted": [4, 3, 1]}]
     (here / "mixed.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from acdc.report.html import configuration, notes_section, number, write_page
 from acdc.report.pairs import pairs_section
 from acdc.tracking import say
 
+log = logging.getLogger(__name__)
+
 
 def work(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     """Ablate; write `patch.csv`, `knockout.csv`, `backup.csv`, `additivity.csv` as far as they were asked for,
@@ -40,7 +43,12 @@ def work(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     console.print(effects_table(result))
     for line in summary_lines(result):
         say(console, line)
-    files = _write(result, prepared, folder)
+    notes = []
+    if prepared.settings.patch.backup and not result.backups:
+        notes.append("backup: none of the sites has both a direct effect on the logits and a head or MLP behind it")
+        log.warning("%s", notes[0])
+        say(console, f"note: {notes[0]}")
+    files = _write(result, [*prepared.notes, *notes], prepared, folder)
     return {**_metrics(result), "seconds": round(seconds, 3)}, files
 
 
@@ -67,8 +75,8 @@ def _metrics(result: Ablation) -> dict[str, Any]:
     return metrics
 
 
-def _write(result: Ablation, prepared: Prepared, folder: Path) -> dict[str, Path]:
-    """Every file of the job but `metrics.json`."""
+def _write(result: Ablation, notes: list[str], prepared: Prepared, folder: Path) -> dict[str, Path]:
+    """Every file of the job but `metrics.json`; `notes` stand first on the page."""
     tables = {
         "patch.csv": result.rows(),
         "knockout.csv": result.curve_rows(),
@@ -90,7 +98,7 @@ def _write(result: Ablation, prepared: Prepared, folder: Path) -> dict[str, Path
     files["report.html"] = folder / "report.html"
     experiment = prepared.experiment
     sections = [
-        notes_section(prepared.notes),
+        notes_section(notes),
         effects_section(result, _svg(effects)),
         curve_section(result, _svg(curve)),
         backup_section(result, _svg(rising)),
