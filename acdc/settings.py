@@ -13,7 +13,14 @@ from acdc.errors import ConfigError
 
 T = TypeVar("T")
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null"}
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "null",
+    dict: "a mapping of names to values",
+}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -49,8 +56,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             # Written so that NaN and whole numbers beyond all floats are refused too.
             if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
                 return float(value)
+        elif typing.get_origin(choice) is dict and isinstance(value, Mapping):
+            return dict(value)
         elif isinstance(choice, type) and isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
-    expected = " or ".join(_WORDS.get(c, "a list") for c in choices)
+    expected = " or ".join(_WORDS.get(typing.get_origin(c) or c, "a list") for c in choices)
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     raise ConfigError(f"{where}={shown} is not allowed: give {expected}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,20 @@ from acdc.graph import LETTERS, Edge, node_of, parse_node
 FONT = "Helvetica,Arial,sans-serif"
 WIDTHS = (0.6, 5.0)  # in points, of an effect of zero and of the largest one
 PORT_COLOURS = {"q": "#b9d5ff", "k": "#ffd5a0", "v": "#b5e4b1"}
-FRAME, FAINT, INK = "#5b6470", "#b9bfc7", "#1c2126"
+FRAME, FAINT, INK, PLAIN = "#5b6470", "#b9bfc7", "#1c2126", "#f4f5f7"
 HUES = (0.58, 0.07, 0.36, 0.88, 0.49, 0.98, 0.74, 0.13, 0.65, 0.28, 0.81, 0.03)  # neighbours are easily told apart
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Colours of edges that say something else than who sends.
+
+    `colours`: of edges, the others are faint. `key`: what the colours mean. `width`: what the widths are by.
+    """
+
+    colours: Mapping[Edge, str]
+    key: Mapping[str, str]
+    width: str
 
 
 def dot_source(
@@ -33,6 +47,7 @@ def dot_source(
     on_path: bool = True,
     max_edges: int | None = None,
     legend: bool = True,
+    marks: Marks | None = None,
 ) -> str:
     """The DOT text of a circuit.
 
@@ -41,7 +56,7 @@ def dot_source(
     title: a line above the picture; None describes the circuit (task, model, method, edges), "" leaves it out.
     on_path: draw only what lies on a path from the input to the logits (the default), not every kept edge.
     max_edges: draw only the strongest edges by |effect|; the picture says so.
-    legend: explain ports, widths and dashes below the title.
+    legend: explain ports, widths and dashes below the title. marks: colour edges by something else than their senders.
     """
     edges, notes = drawn_edges(circuit, on_path=on_path, max_edges=max_edges)
     strongest = max((abs(effect) for effect in edges.values() if math.isfinite(effect)), default=0.0)
@@ -49,11 +64,11 @@ def dot_source(
     dashes = any(effect < 0 for effect in edges.values())
     scale = min(max(1.0, math.sqrt(len(edges) / 80)), 2.0)  # many edges make a wide picture, seen from further away
     word = "score" if "score" in circuit.method else "effect"
-    dot = _digraph(scale, _label(lines, _legend(strongest, dashes, word) if legend and edges else ""))
+    dot = _digraph(scale, _label(lines, _legend(strongest, dashes, word, marks) if legend and edges else ""))
 
     used = {node_of(name) for edge in edges for name in edge} | {*circuit.graph.inputs, "logits"}
     nodes = [name for name in (*circuit.graph.senders, "logits") if name in used]
-    colours = {name: _colour(i) for i, name in enumerate(nodes)}
+    colours = {name: (FRAME, PLAIN) if marks else _colour(i) for i, name in enumerate(nodes)}
     rows = _rows(nodes)
     _add_nodes(dot, rows, {edge.receiver for edge in edges}, colours)
     height = {name: i for i, row in enumerate(rows) for name in row}
@@ -61,7 +76,7 @@ def dot_source(
         dot.edge(
             f"{edge.sender}:n",
             _anchor(edge.receiver),
-            color=colours[edge.sender][0],
+            color=marks.colours.get(edge, FAINT) if marks else colours[edge.sender][0],
             minlen=str(height[node_of(edge.receiver)] - height[edge.sender]),  # puts every node into its layer's row
             **_style(edge, effect, strongest, scale),
         )
@@ -180,10 +195,14 @@ def _style(edge: Edge, effect: float, strongest: float, scale: float) -> dict[st
     return style | ({"style": "dashed"} if effect < 0 else {})
 
 
-def _legend(strongest: float, dashes: bool, word: str) -> str:
+def _legend(strongest: float, dashes: bool, word: str, marks: Marks | None) -> str:
     words = zip(LETTERS, ("query", "key", "value"), strict=True)
     ports = "  ".join(f'<FONT COLOR="{PORT_COLOURS[letter]}">■</FONT> {letter} {word}' for letter, word in words)
-    lines = f"line: colour of its sender, width by |{word}| (widest {strongest:.3g})"
+    if marks:
+        what = "  ".join(f'<FONT COLOR="{colour}">■</FONT> {escape(text)}' for colour, text in marks.key.items())
+        lines = f"line: {what}  width by {escape(marks.width)}"
+    else:
+        lines = f"line: colour of its sender, width by |{word}| (widest {strongest:.3g})"
     if dashes:
         lines += ", dashed where negative"
     return f"<TR><TD>port of a head:  {ports}</TD></TR><TR><TD>{lines}</TD></TR>"

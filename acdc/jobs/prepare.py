@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from acdc import discovery, patching
 from acdc.circuit import Circuit
-from acdc.errors import ConfigError, FormatError, TaskError
+from acdc.errors import AcdcError, ConfigError, FormatError, TaskError
 from acdc.evaluation.completeness import knockable
 from acdc.evaluation.ground_truth import load_truth
+from acdc.evaluation.method_table import check_recovery
 from acdc.evaluation.minimality import threshold_of
 from acdc.evaluation.pair_check import PairCheck, check_task
 from acdc.evaluation.stability import settings_of
 from acdc.experiment import Experiment
 from acdc.formats.reading import read_circuits
 from acdc.graph import Graph, GraphSettings
-from acdc.jobs.settings import EvaluateSettings, RunSettings
+from acdc.jobs.settings import CompareSettings, EvaluateSettings, RunSettings
 from acdc.tracking import check_tracker
 
 
@@ -68,6 +70,8 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
         )
     if isinstance(settings.job, EvaluateSettings):
         _check_evaluation(settings.job, circuits, experiment)
+    if isinstance(settings.job, CompareSettings):
+        _check_comparison(settings.job, experiment)
     if job == "discover":
         discovery.load(settings.method.name).check(experiment, settings.method)
     if job == "patch":
@@ -105,6 +109,27 @@ def _check_evaluation(job: EvaluateSettings, circuits: dict[str, Circuit], exper
                 f"job.knockout_size={job.knockout_size} is more than the {there} {job.knockout_kind} of {name}: give a"
                 " smaller number, or null"
             )
+
+
+def _check_comparison(job: CompareSettings, experiment: Experiment) -> None:
+    """Refuse now what a comparison would have to refuse later. A method that does not fit has a row that says so."""
+    check_recovery(experiment)
+    n_edges = len(experiment.graph)
+    job.sizes_of(n_edges), job.equal_size_of(n_edges)
+    if job.truth is not None:
+        load_truth(job.truth, experiment.graph)
+    refused = {name: why for name, settings in job.settings.items() if (why := refusal(experiment, settings))}
+    if refused and len(refused) == len(job.settings) - 1:  # random fits always
+        raise ConfigError(f"no method of job.methods fits: {'; '.join(refused.values())}")
+
+
+def refusal(experiment: Experiment, settings: Any) -> str:
+    """Why a method does not fit an experiment, in its own words; empty if it does."""
+    try:
+        discovery.load(settings.name).check(experiment, settings)
+    except AcdcError as error:
+        return str(error)
+    return ""
 
 
 def _strangers(circuits: dict[str, Circuit], experiment: Experiment) -> list[str]:

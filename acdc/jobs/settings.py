@@ -12,6 +12,7 @@ from acdc import discovery, patching, tasks
 from acdc.ablation import AblationSettings
 from acdc.errors import ConfigError
 from acdc.evaluation import completeness, random_circuits
+from acdc.evaluation.method_table import usual_equal_size, usual_sizes
 from acdc.graph import GraphSettings
 from acdc.metrics import METRICS
 from acdc.model.load import ModelSettings
@@ -115,12 +116,108 @@ class EvaluateSettings(JobSettings):
         return tuple(part for part in PARTS if part in (*wanted, *also) and part not in dropped)
 
 
+# Options that say nothing in a comparison, which takes the same number of every method's best edges.
+NOT_COMPARED = ("edges", "fraction", "threshold", "absolute", "prune", "path_limit", "compare")
+
+
+@dataclass(frozen=True)
+class CompareSettings(JobSettings):
+    """Of `job=compare`.
+
+    Attributes
+    ----------
+    methods: some of those that score edges; None is all of them. ACDC is there as `acdc_scores`; `random` always is.
+    options: by method, its options, such as `{acdc_scores: {nested: true}}`.
+    sizes, fractions: numbers of edges, or shares of them rounded down, at which KL is told; None for both takes
+        5, 10, 20, 50, … as far as the model's edges go.
+    equal_size: how many edges the circuits have that are drawn and compared; None is a tenth of all, at most 50.
+    absolute: rank edges by the size of their scores, whatever their sign (CPR and CMD have MIB's own rules).
+    random: random rankings that the baseline is the mean of. seed: of the first.
+    truth: a circuit file of your own to grade against, besides the known circuits of the task.
+    """
+
+    name: str = "compare"
+    methods: list[str] | None = None
+    options: dict[str, Any] | None = None
+    sizes: list[int] | None = None
+    fractions: list[float] | None = None
+    equal_size: int | None = None
+    absolute: bool = True
+    random: int = 5
+    seed: int = 0
+    truth: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = [name for name in discovery.METHODS if name != "acdc"]
+        if self.methods is not None:
+            if "acdc" in self.methods:
+                raise ConfigError(
+                    "job.methods=acdc gives one circuit, not a circuit of every size: give acdc_scores, which is ACDC"
+                    " over a grid of thresholds"
+                )
+            if not self.methods or set(self.methods) - set(allowed):
+                wrong = sorted(set(self.methods) - set(allowed))
+                raise ConfigError(
+                    f"job.methods={wrong[0] if wrong else '[]'} is not known: choose of {', '.join(allowed)}"
+                )
+        for key, least in (("equal_size", 1), ("random", 1), ("seed", 0)):
+            if getattr(self, key) is not None and getattr(self, key) < least:
+                raise ConfigError(f"job.{key}={getattr(self, key)} is not allowed: give {least} or more")
+        if wrong_sizes := [size for size in self.sizes or () if size < 1]:
+            raise ConfigError(f"job.sizes={wrong_sizes[0]} is not allowed: give numbers of edges from 1 up")
+        if wrong_shares := [share for share in self.fractions or () if not 0 < share <= 1]:
+            raise ConfigError(f"job.fractions={wrong_shares[0]} is not allowed: give shares above 0 and up to 1")
+        _ = self.settings
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of every method that is compared, `random` last; ConfigError for an option that is wrong."""
+        chosen = [name for name in self.methods or discovery.METHODS if name not in ("acdc", "random")]
+        given = self.options or {}
+        if strangers := [name for name in given if name not in chosen]:
+            why = "is drawn by job.random and job.seed" if strangers[0] == "random" else "is not among job.methods"
+            raise ConfigError(f"job.options has {strangers[0]}, which {why}: choose of {', '.join(chosen) or 'none'}")
+        found = {}
+        for name in dict.fromkeys(chosen):
+            options = given.get(name) or {}
+            if not isinstance(options, Mapping):
+                raise ConfigError(f"job.options.{name}={options} is not allowed: give a mapping such as {{steps: 5}}")
+            if idle := [key for key in options if key in NOT_COMPARED]:
+                raise ConfigError(
+                    f"job.options.{name}.{idle[0]} has no effect in a comparison, which takes every method's best"
+                    " edges: see job.sizes, job.equal_size and job.absolute"
+                )
+            known = discovery.load(name).Settings
+            alone = {"compare": False} if name == "attribution_to_circuit" else {}  # ACDC has a row of its own
+            if options.get("select") == "threshold":
+                raise ConfigError(f"job.options.{name}.select=threshold is no order of the edges: give top_n or greedy")
+            found[name] = from_mapping(known, {"name": name, **alone, **options}, f"job.options.{name}")
+        return found | {"random": discovery.load("random").Settings(seed=self.seed)}
+
+    def sizes_of(self, n_edges: int) -> tuple[int, ...]:
+        """The sizes at which KL is told, in order; ConfigError for one that is larger than the model."""
+        if not self.sizes and not self.fractions:
+            return usual_sizes(n_edges)
+        sizes = {*(self.sizes or ()), *(max(1, int(share * n_edges)) for share in self.fractions or ())}
+        if max(sizes) > n_edges:
+            raise ConfigError(f"job.sizes={max(sizes)} is not allowed: this model has {n_edges:,} edges")
+        return tuple(sorted(sizes))
+
+    def equal_size_of(self, n_edges: int) -> int:
+        """The size of the circuits that are drawn and compared; ConfigError if it is larger than the model."""
+        if self.equal_size is not None and self.equal_size > n_edges:
+            raise ConfigError(f"job.equal_size={self.equal_size} is not allowed: this model has {n_edges:,} edges")
+        return self.equal_size or usual_equal_size(n_edges)
+
+
 # The jobs with their settings; each is a module of this package.
 JOBS: dict[str, type[JobSettings]] = {
     "discover": JobSettings,
     "check": JobSettings,
     "patch": JobSettings,
     "evaluate": EvaluateSettings,
+    "compare": CompareSettings,
 }
 
 
