@@ -63,30 +63,30 @@ KNOWN = (
 
 PAGE = """# The methods in one table
 
-Made by `python -m benchmarks.method_table` ({machine}). How to read the columns: [methods.md](methods.md#comparing-methods).
+Made by `python -m benchmarks.method_table` ({machine}).
+How to read the columns: [methods.md](methods.md#comparing-methods).
 Times are of the processor, on one thread; memory is what a method takes besides the model and its two runs.
 
 ## Language tasks
 
-The bundled model, 479 edges, 64 pairs a task, each task's own metric, corrupted ablation; edges ranked by the size of
-their scores. {made_by}
+The bundled model, {n_edges} edges, each task's own pairs and metric, corrupted ablation; edges ranked by the size of
+their scores. `acdc job=compare task=TASK` makes each of these tables with its report.
 
 {language}
 ## Known circuits
 
 Compiled programs and hand-built gates ([ground_truth.md](ground_truth.md)), L2. The area under the ROC curve over edges
 by the original's pessimistic rule, against the circuit derived from the weights; `random` is the mean of five rankings.
-L2 has no slope at the full model, so `eap` and `hisp` refuse it; they stand here with the logit difference, where the task
-has answers. `eap_ig` on inputs and `clean_corrupted` need a corrupted run, `attribution_to_circuit` too.
+L2 has no slope at the full model, so `eap` and `hisp` refuse it; they stand here with the logit difference, where the
+task has answers. `eap_ig` on inputs and `clean_corrupted` need a corrupted run, `attribution_to_circuit` too.
 
 {derived}
 ### Beside the published ones
 
 The same against the published sets, with the prompts that these were made with. `published` is what Conmy et al. report
 for ACDC with L2 (they give none for the gates). The published sets of zero ablation are themselves runs of ACDC, so a
-1.000 of ACDC there says that it finds what it has found before; under corrupted ablation most edges of the set carry the
-same in every prompt, and no method that intervenes can see them. So the column of zero ablation compares with ACDC,
-and the derived circuits above are the ones to trust.
+1.000 of ACDC there says that it finds what it has found before. Under corrupted ablation most edges of these sets carry
+the same in every prompt, and no method that intervenes can see them. The derived circuits above are the ones to trust.
 
 {against_published}
 """
@@ -107,8 +107,9 @@ def language(output: Path) -> str:
         experiment = Experiment.build("pocket", task)
         judge, judged, refused = compare(experiment, CompareSettings(), output / task)
         grid = table_grid(judge, judged, refused)
+        title = f"### {task} ({experiment.metric_name}, {len(experiment.pairs)} pairs)"
         keep = [i for i, name in enumerate(grid.header) if name != "s"]
-        texts.append(f"### {task} ({experiment.metric_name})\n\n{markdown(grid.header, grid.rows, keep)}")
+        texts.append(f"{title}\n\n{markdown(grid.header, grid.rows, keep)}")
         write_json(output / task / "rows.json", {one.method: one.as_dict() for one in judged})
     return "\n".join(texts)
 
@@ -192,7 +193,7 @@ def main() -> None:
     processor = f"{platform.machine()}, {psutil.cpu_count()} cores, torch {torch.__version__}, {date.today()}"
     page = PAGE.format(
         machine=processor,
-        made_by="`acdc job=compare task=TASK` makes each of these with its report.",
+        n_edges=len(Experiment.build("pocket", LANGUAGE[0]).graph),
         language=language(given.output),
         derived=derived_table(found),
         against_published=published_table(found),

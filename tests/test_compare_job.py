@@ -6,17 +6,20 @@ import csv
 import json
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from commands import Case, as_process, assert_refused, make_case, read_json, start
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from acdc import Circuit, Experiment, tasks
 from acdc.cli import run
 from acdc.discovery import score
 from acdc.formats.reading import read_circuits
+from acdc.journal import TensorStore
 from acdc.model import ModelSettings
 
 FEW = "job.methods=[eap,exact]"
@@ -38,7 +41,7 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
 
 
 def test_as_a_process_on_the_bundled_model(tmp_path: Path) -> None:
-    command = ["job=compare", "task=ioi", "model=pocket", "job.methods=[eap,random]", "task.size=8"]
+    command = ["job=compare", "task=ioi", "model=pocket", "job.methods=[eap,random]", "task.size=8", "job.random=2"]
     done = as_process(*command, "hydra.run.dir=out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = rows_of(tmp_path / "out" / "compare.csv")
@@ -99,34 +102,55 @@ def test_a_known_circuit_is_graded(here: Path) -> None:
     assert len(Image.open(here / "out" / "roc_derived.png").convert("L").getcolors()) > 20
 
 
-def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
-    """With the methods that are done, and inside the one that was not: exact, an edge at a time."""
-    case = make_case(tmp_path, n_layers=2, n_heads=3)
-    slowly = ["job.methods=[eap,exact]", "job.options={exact:{memory_gb:1e-9}}", "job.random=1"]
-    folder = tmp_path / "out"
-    process = start(*arguments(case), *slowly, f"hydra.run.dir={folder}", cwd=tmp_path)
+SLOWLY = ["job.methods=[eap,exact]", "job.options={exact:{memory_gb:1e-9}}", "job.random=1"]  # an edge at a time
+
+
+def assert_goes_on(case: Case, folder: Path) -> None:
+    """A stopped comparison goes on with the method that is done and inside the one that was not."""
     state = folder / "methods" / "exact" / "state.safetensors"
-    while not state.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
     assert not (folder / "compare.csv").exists()
     done = folder / "methods" / "eap" / "circuit.json"
-    before, n_done, clock = done.read_bytes(), len(load_file(state)), load_file(state)["clock"]
-    assert n_done > 1
+    before, clock = done.read_bytes(), load_file(state)["clock"]
     assert run([f"resume={folder}"]) == 0
     assert done.read_bytes() == before  # not found again
     found = Circuit.load(folder / "methods" / "exact" / "circuit.json")
     assert found.metrics["seconds"] > float(clock[0]) > 0
-    model = ModelSettings(name="local", path=str(case.model))
-    task = tasks.load("pairs").Settings(path=str(case.pairs))
+    model, task = ModelSettings(name="local", path=str(case.model)), tasks.load("pairs").Settings(path=str(case.pairs))
     expected = score(Experiment.build(model, task, "logit_diff"), "exact")
     assert found.tested == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert list(rows_of(folder / "compare.csv")) == ["eap", "exact", "random"]
     assert not state.exists()
     assert run([f"resume={folder}"]) == 0
     assert done.read_bytes() == before
+
+
+def test_a_stopped_comparison_goes_on(case: Case, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = []
+
+    def save(store: TensorStore, tensors: Mapping[str, Tensor]) -> None:
+        saves.append(store)
+        if len(saves) == 20:
+            raise KeyboardInterrupt
+        kept(store, tensors)
+
+    kept = TensorStore.save
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorStore, "save", save)
+        assert run([*arguments(case), *SLOWLY, "hydra.run.dir=out"]) == 130
+    assert len(saves) == 20
+    assert_goes_on(case, here / "out")
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
+    case, folder = make_case(tmp_path, n_layers=2, n_heads=3), tmp_path / "out"
+    process = start(*arguments(case), *SLOWLY, f"hydra.run.dir={folder}", cwd=tmp_path)
+    while not (folder / "methods" / "exact" / "state.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert_goes_on(case, folder)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ class Sample:
     either: int | str = "auto"
     words: list[str] = field(default_factory=list)
     from_: str = "here"
+    named: dict[str, Any] | None = None
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,8 @@ class Sample:
         ("words", ["a", "b"], ["a", "b"]),
         ("words", [], []),
         ("from", "there", "there"),
+        ("named", {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ("named", None, None),
     ],
 )
 def test_right_values(key: str, value: Any, kept: Any) -> None:
@@ -148,6 +151,7 @@ def test_right_values(key: str, value: Any, kept: Any) -> None:
         ("either", 1.5, "a whole number or text"),
         ("words", "a", "a list"),
         ("words", [1], "text"),
+        ("named", 5, "a mapping of names to values or null"),
     ],
 )
 def test_wrong_values(key: str, value: Any, allowed: str) -> None:
@@ -160,5 +164,5 @@ def test_wrong_values(key: str, value: Any, allowed: str) -> None:
 def test_unknown_keys() -> None:
     with pytest.raises(ConfigError, match=r"^here\.nmber does not exist; here has number, maybe, count"):
         from_mapping(Sample, {"nmber": 1}, "here")
-    with pytest.raises(ConfigError, match=r"^here\.from_ does not exist; here has .*, words, from$"):
+    with pytest.raises(ConfigError, match=r"^here\.from_ does not exist; here has .*, words, from, named$"):
         from_mapping(Sample, {"from_": "there"}, "here")

@@ -200,7 +200,7 @@ def _legend(strongest: float, dashes: bool, word: str, marks: Marks | None) -> s
     ports = "  ".join(f'<FONT COLOR="{PORT_COLOURS[letter]}">■</FONT> {letter} {word}' for letter, word in words)
     if marks:
         what = "  ".join(f'<FONT COLOR="{colour}">■</FONT> {escape(text)}' for colour, text in marks.key.items())
-        lines = f"line: {what}  width by {escape(marks.width)}"
+        lines = f"line: {what}; width by {escape(marks.width)}"
     else:
         lines = f"line: colour of its sender, width by |{word}| (widest {strongest:.3g})"
     if dashes:

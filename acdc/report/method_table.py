@@ -23,6 +23,7 @@ _SHORT = {
     "processor_seconds": "CPU s",
     "peak_mb": "MB",
 }
+_SIDE_BY_SIDE = "display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem"
 _NOT_BRIEF = ("on_path_at_90", "processor_seconds")
 _LEAST_DIGITS = ("seconds", "processor_seconds")
 
@@ -30,16 +31,21 @@ _LEAST_DIGITS = ("seconds", "processor_seconds")
 def table_grid(
     judge: Judge, judged: Sequence[Judged], refused: Mapping[str, str] | None = None, brief: bool = False
 ) -> Grid:
-    """A row a method; of several draws mean ± standard deviation. Columns without any number are left out.
+    """A row a method; below that of several draws their standard deviation. Columns without any number are left out.
 
-    `brief`: what fits a console: three sizes at most, one rule for the AUC, no standard deviations.
+    `brief`: what fits a console: two sizes at most, one rule for the AUC, no standard deviations.
     """
-    columns = [name for name in judge.columns if any(one.numbers[name] is not None for one in judged)]
+    there = [name for name in judge.columns if any(one.numbers[name] is not None for one in judged)]
+    columns = sorted(there, key=lambda name: name.startswith("kl_at_"))  # the many last
     if brief:
         kls = [name for name in columns if name.startswith("kl_at_")]
-        left_out = {*_NOT_BRIEF, *kls[:-3], *(name for name in columns if name.endswith("_trapezoid"))}
+        left_out = {*_NOT_BRIEF, *kls[:-2], *(name for name in columns if name.endswith("_trapezoid"))}
         columns = [name for name in columns if name not in left_out]
-    rows = [[one.method, *(_cell(one, name, not brief) for name in columns)] for one in judged]
+    rows = []
+    for one in judged:
+        rows.append([one.method, *(_cell(one.numbers[name], name) for name in columns)])
+        if one.sd and not brief:
+            rows.append([f"{one.method}, ±", *(f"{one.sd[name]:.2g}" if name in one.sd else "" for name in columns)])
     rows += [[name, "refused", *[""] * (len(columns) - 1)] for name in refused or ()]
     return Grid(TITLE, ["method", *map(short, columns)], rows)
 
@@ -53,18 +59,14 @@ def short(column: str) -> str:
     return _SHORT.get(column, column)
 
 
-def _cell(one: Judged, column: str, spread: bool) -> str:
-    value, sd = one.numbers[column], one.sd.get(column) if spread else None
+def _cell(value: float | None, column: str) -> str:
     if value is None:
         return "—"
-    if column.endswith("_at_90"):
-        return f"{value:,.0f}" + (f" ± {sd:.0f}" if sd is not None else "")
-    if column == "peak_mb":
+    if column.endswith("_at_90") or column == "peak_mb":
         return f"{value:,.0f}"
     if column in _LEAST_DIGITS:
         return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
-    return f"{text} ± {sd:.2g}" if sd is not None else text
+    return f"{value:.3f}" if column.startswith("auc") else f"{value:.3g}" if abs(value) > 1e-3 else f"{value:.1g}"
 
 
 def sections(
@@ -108,7 +110,7 @@ def _meanings(judge: Judge, absent: Sequence[str]) -> list[str]:
         " 1, ranked by size. Less CMD is better; CPR above 1 is more of the metric than the model itself has",
         "s: seconds by the clock; CPU s: of the processor, all threads; MB: memory that the method takes besides the"
         " model and its two runs",
-        "random: mean ± standard deviation of random rankings, their circuit that of the first",
+        "random: mean and (±) standard deviation of random rankings; their circuit is that of the first",
     ]
     for label, truth in judge.truths.items():
         lines.append(
@@ -128,13 +130,14 @@ def _circuits(judged: Sequence[Judged], files: Mapping[str, Path]) -> str:
     html = ""
     if union := files.get("circuits.svg"):
         html += picture(union.read_text())
+    single = ""
     for one in judged:
-        name = f"circuit_{one.method}"
-        if path := files.get(f"{name}.svg"):
+        if path := files.get(f"circuit_{one.method}.svg"):
             size = f"{len(one.best):,} edges, {len(one.best.on_path()):,} on a path"
             says = f"recovery {share(one.best.metrics['recovery'])}"
-            html += f"<h3>{escape(one.method)}</h3><p>{size}; {says}.</p>{image(path, one.method)}"
-    return html
+            title = f"<h3>{escape(one.method)}</h3><p>{size}; {says}.</p>"
+            single += f"<div>{title}{image(path, one.method)}</div>"
+    return f'{html}<div style="{_SIDE_BY_SIDE}">{single}</div>' if single else html
 
 
 def _core(judged: Sequence[Judged]) -> str:

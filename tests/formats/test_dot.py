@@ -8,7 +8,7 @@ from pathlib import Path
 import pygraphviz
 
 from acdc.circuit import Circuit
-from acdc.formats.dot import dot_source, write_dot
+from acdc.formats.dot import Marks, dot_source, write_dot
 from acdc.graph import Edge, Graph, GraphConfig
 
 EDGES = {
@@ -96,3 +96,14 @@ def test_many_edges_survive_the_way_through_a_file(tmp_path: Path) -> None:
     chosen = {edge: rng.gauss(0, 1) for edge in rng.sample(list(graph), 3000)}
     write_dot(Circuit(graph, chosen), tmp_path / "c.dot", on_path=False)
     assert parsed((tmp_path / "c.dot").read_text()).keys() == {str(edge) for edge in chosen}
+
+
+def test_marks_colour_edges_by_something_else() -> None:
+    marks = Marks({Edge("m1", "logits"): "#aa0000", Edge("a1.h0", "m1"): "#00aa00"}, {"#aa0000": "shared"}, "how many")
+    text = dot_source(circuit(), marks=marks)
+    edges = parsed(text)
+    assert (edges["m1->logits"]["color"], edges["a1.h0->m1"]["color"]) == ("#aa0000", "#00aa00")
+    assert len({edges[name]["color"] for name in edges} - {"#aa0000", "#00aa00"}) == 1  # the others are faint
+    assert "shared" in text
+    assert "width by how many" in text
+    assert "colour of its sender" not in text
