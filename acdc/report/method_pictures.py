@@ -117,8 +117,9 @@ def _roc(judged: Sequence[Judged], label: str, title: str, folder: Path) -> list
     for i, one in enumerate(judged):
         curve = one.grades[label].edges
         xs, ys = zip(*curve.corners(), strict=True)
+        name = f"{one.method}, the first" if one.sd else one.method
         style = styles[one.method] | {"linewidth": 1.2 + 0.45 * (len(judged) - i)}  # one under another is the wider
-        axes.plot(xs, ys, drawstyle="steps-post", label=f"{one.method}: {curve.auc():.3f}", **style)
+        axes.plot(xs, ys, drawstyle="steps-post", label=f"{name}: {curve.auc():.3f}", **style)
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(title, fontsize=9, loc="left")
     figure.legend(loc="outside right upper", fontsize="small", frameon=False, title="pessimistic area")

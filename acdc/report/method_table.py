@@ -33,13 +33,13 @@ def table_grid(
 ) -> Grid:
     """A row a method; below that of several draws their standard deviation. Columns without any number are left out.
 
-    `brief`: what fits a console: two sizes at most, one rule for the AUC, no standard deviations.
+    `brief`: what fits a console: two sizes at most, one AUC, no standard deviations.
     """
     there = [name for name in judge.columns if any(one.numbers[name] is not None for one in judged)]
     columns = sorted(there, key=lambda name: name.startswith("kl_at_"))  # the many last
     if brief:
         kls = [name for name in columns if name.startswith("kl_at_")]
-        left_out = {*_NOT_BRIEF, *kls[:-2], *(name for name in columns if name.endswith("_trapezoid"))}
+        left_out = {*_NOT_BRIEF, *kls[:-2], *(name for name in columns if name.startswith("auc_"))}
         columns = [name for name in columns if name not in left_out]
     rows = []
     for one in judged:
