@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from experiments import Small, experiment, naive_metric, oracle_logits, random_pairs, rows_of, small
+from experiments import KINDS, Small, experiment, naive_metric, oracle_logits, random_pairs, rows_of, small
 
 from acdc.circuit import Circuit
+from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.evaluation.areas import FRACTIONS
 from acdc.evaluation.ground_truth import Truth
@@ -79,6 +80,21 @@ def test_the_least_size_is_exact_in_a_small_graph() -> None:
         found = Ranking(here, scores, absolute=False).first(0.9)
         assert found is not None
         assert found.edges == min(reached)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_nothing_to_everything(kind: str) -> None:
+    """In every family, with prompts of different lengths and several corrupted partners."""
+    here = experiment(small(kind), random_pairs(lengths=(4, 6), partners=2), "kl_div")
+    ranking = Ranking(here, scores_of(here.graph, 0))
+    nothing, everything = ranking.at([0, len(here.graph)])
+    assert (nothing.on_path, nothing.recovery) == (0, 0)
+    assert (everything.recovery, everything.kl) == pytest.approx((1, 0), abs=1e-5)
+    first = ranking.first()
+    assert first is not None
+    before, at = ranking.at([int(first.edges) - 1, int(first.edges)])
+    assert before.recovery < 0.9 <= at.recovery
+    assert nothing.kl == pytest.approx(here.metric.from_loss(ranking.engine.losses([EdgeMask.of(here.graph, [])])[0]))
 
 
 def test_greedy_grows_from_the_logits() -> None:
