@@ -79,6 +79,7 @@ Compiled programs and hand-built gates ([ground_truth.md](ground_truth.md)), L2.
 by the original's pessimistic rule, against the circuit derived from the weights; `random` is the mean of five rankings.
 L2 has no slope at the full model, so `eap` and `hisp` refuse it; they stand here with the logit difference, where the
 task has answers. `eap_ig` on inputs and `clean_corrupted` need a corrupted run, `attribution_to_circuit` too.
+`acdc_scores` has the original's 21 thresholds, 10^-5 to 10^-1.
 
 {derived}
 ### Beside the published ones
