@@ -106,7 +106,7 @@ def compare(experiment: Experiment, job: CompareSettings, folder: Path) -> tuple
     """The rows of every method, found or read."""
     n_edges = len(experiment.graph)
     truths, _ = known_circuits(experiment)
-    judge = Judge(experiment, usual_sizes(n_edges), usual_equal_size(n_edges), job.absolute, truths)
+    judge = Judge(experiment, usual_sizes(n_edges), usual_equal_size(n_edges, truths), job.absolute, truths)
     return judge, *judge_all(judge, job, folder, Console(stderr=True))
 
 

@@ -123,9 +123,11 @@ def usual_sizes(n_edges: int) -> tuple[int, ...]:
     return tuple(below[-6:])
 
 
-def usual_equal_size(n_edges: int) -> int:
-    """How many edges the circuits have that are drawn and compared, unless told otherwise."""
-    return max(1, min(MOST, round(TENTH * n_edges)))
+def usual_equal_size(n_edges: int, truths: Mapping[str, Truth]) -> int:
+    """How many edges the circuits have that are drawn and compared, unless told otherwise: as many as the first known
+    circuit, else a tenth of all, at most 50."""
+    known = [len(truth.edges) for truth in truths.values()]
+    return max(1, min(MOST, known[0] if known else round(TENTH * n_edges)))
 
 
 def check_recovery(experiment: Experiment) -> None:

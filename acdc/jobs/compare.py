@@ -24,7 +24,7 @@ from acdc.engine.memory import PeakMemory
 from acdc.errors import AcdcError
 from acdc.evaluation.comparison import CircuitComparison, compare_circuits
 from acdc.evaluation.grading import known_circuits
-from acdc.evaluation.method_table import COSTS, Judge, Judged
+from acdc.evaluation.method_table import COSTS, Judge, Judged, usual_equal_size
 from acdc.experiment import Experiment
 from acdc.files import write_csv, write_json
 from acdc.jobs.common import Outcome, config_yaml, do_in_one_go, progress_bar
@@ -55,7 +55,8 @@ def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     assert isinstance(job, CompareSettings)
     truths, absent = known_circuits(experiment, own=job.truth)
     n_edges = len(experiment.graph)
-    judge = Judge(experiment, job.sizes_of(n_edges), job.equal_size_of(n_edges), job.absolute, truths)
+    equal_size = job.equal_size or usual_equal_size(n_edges, truths)
+    judge = Judge(experiment, job.sizes_of(n_edges), equal_size, job.absolute, truths)
     judged, refused = judge_all(judge, job, folder, console)
     console.print(table_grid(judge, judged, refused, brief=True).console())
     for name, why in refused.items():

@@ -114,8 +114,7 @@ def _check_evaluation(job: EvaluateSettings, circuits: dict[str, Circuit], exper
 def _check_comparison(job: CompareSettings, experiment: Experiment) -> None:
     """Refuse now what a comparison would have to refuse later. A method that does not fit has a row that says so."""
     check_recovery(experiment)
-    n_edges = len(experiment.graph)
-    job.sizes_of(n_edges), job.equal_size_of(n_edges)
+    job.sizes_of(len(experiment.graph))
     if job.truth is not None:
         load_truth(job.truth, experiment.graph)
     refused = {name: why for name, settings in job.settings.items() if (why := refusal(experiment, settings))}

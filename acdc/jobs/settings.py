@@ -12,7 +12,7 @@ from acdc import discovery, patching, tasks
 from acdc.ablation import AblationSettings
 from acdc.errors import ConfigError
 from acdc.evaluation import completeness, random_circuits
-from acdc.evaluation.method_table import usual_equal_size, usual_sizes
+from acdc.evaluation.method_table import usual_sizes
 from acdc.graph import GraphSettings
 from acdc.metrics import METRICS
 from acdc.model.load import ModelSettings
@@ -130,7 +130,8 @@ class CompareSettings(JobSettings):
     options: by method, its options, such as `{acdc_scores: {nested: true}}`.
     sizes, fractions: numbers of edges, or shares of them rounded down, at which KL is told; None for both takes
         5, 10, 20, 50, … as far as the model's edges go.
-    equal_size: how many edges the circuits have that are drawn and compared; None is a tenth of all, at most 50.
+    equal_size: how many edges the circuits have that are drawn and compared; None is as many as the known circuit
+        has, or else a tenth of all, at most 50.
     absolute: rank edges by the size of their scores, whatever their sign (CPR and CMD have MIB's own rules).
     random: random rankings that the baseline is the mean of. seed: of the first.
     truth: a circuit file of your own to grade against, besides the known circuits of the task.
@@ -196,19 +197,15 @@ class CompareSettings(JobSettings):
         return found | {"random": discovery.load("random").Settings(seed=self.seed)}
 
     def sizes_of(self, n_edges: int) -> tuple[int, ...]:
-        """The sizes at which KL is told, in order; ConfigError for one that is larger than the model."""
+        """The sizes at which KL is told, in order; ConfigError for a size of `job` that is larger than the model."""
+        if self.equal_size is not None and self.equal_size > n_edges:
+            raise ConfigError(f"job.equal_size={self.equal_size} is not allowed: this model has {n_edges:,} edges")
         if not self.sizes and not self.fractions:
             return usual_sizes(n_edges)
         sizes = {*(self.sizes or ()), *(max(1, int(share * n_edges)) for share in self.fractions or ())}
         if max(sizes) > n_edges:
             raise ConfigError(f"job.sizes={max(sizes)} is not allowed: this model has {n_edges:,} edges")
         return tuple(sorted(sizes))
-
-    def equal_size_of(self, n_edges: int) -> int:
-        """The size of the circuits that are drawn and compared; ConfigError if it is larger than the model."""
-        if self.equal_size is not None and self.equal_size > n_edges:
-            raise ConfigError(f"job.equal_size={self.equal_size} is not allowed: this model has {n_edges:,} edges")
-        return self.equal_size or usual_equal_size(n_edges)
 
 
 # The jobs with their settings; each is a module of this package.

@@ -14,7 +14,7 @@ from acdc.evaluation.areas import FRACTIONS
 from acdc.evaluation.ground_truth import Truth
 from acdc.evaluation.method_table import Judge, strengths, usual_equal_size, usual_sizes
 from acdc.evaluation.ranking import Ranking, grid
-from acdc.graph import Edge
+from acdc.graph import Edge, Graph, GraphConfig
 from acdc.tasks.base import Pair
 
 
@@ -159,7 +159,9 @@ def test_log_alpha_becomes_a_size_in_the_same_order() -> None:
 def test_usual_sizes() -> None:
     assert usual_sizes(479) == (5, 10, 20, 50, 100, 200)
     assert usual_sizes(13) == (5, 10)
-    assert (usual_equal_size(479), usual_equal_size(13), usual_equal_size(32_491)) == (48, 1, 50)
+    assert [usual_equal_size(n, {}) for n in (479, 13, 32_491)] == [48, 1, 50]
+    truth = Truth("mine", "file", Graph(GraphConfig(1, 1, 4)), frozenset([Edge("input", "m0"), Edge("m0", "logits")]))
+    assert usual_equal_size(479, {"file": truth}) == 2
     for n in (1, 13, 479, 32_491):
         assert grid(n)[0] == 1
         assert grid(n)[-1] == n
