@@ -21,6 +21,8 @@ from acdc.files import write_atomically
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
+_PORT = re.compile(r"""(?<![\w.'"])a\d+\.h\d+<[qkv]>(?!['"])""")  # a name that Hydra reads only in quotes
+
 
 def main() -> None:
     """Entry point of the `acdc` command."""
@@ -62,6 +64,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(f"{message} (see acdc --help)")
 
     parser.error = refuse  # type: ignore[method-assign]
+    arguments = [_PORT.sub(r"'\g<0>'", argument) for argument in arguments]
     flags = parser.parse_intermixed_args(arguments)
     flags.arguments = arguments
     if flags.config_path or flags.config_name:

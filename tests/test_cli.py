@@ -6,6 +6,7 @@ import csv
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,23 @@ def test_experiments_pin_a_run_and_give_way(capsys: pytest.CaptureFixture[str]) 
 def test_every_option_of_every_group_composes(capsys: pytest.CaptureFixture[str]) -> None:
     for path in CONF.glob("*/*.yaml"):
         assert run(["--cfg", "job", f"{path.parent.name}={path.stem}"]) == 0, path
+    capsys.readouterr()
+
+
+def test_every_documented_command_composes(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1]
+    lines = [
+        line for page in (root / "README.md", *root.glob("docs/*.md")) for line in page.read_text().splitlines()
+    ]  # … stands for a name
+    commands = [
+        shlex.split(line.replace("…", "x"), comments=True)[1:] for line in lines if line.startswith("    acdc ")
+    ]
+    assert len(commands) > 40
+    for words in commands:
+        if "-m" in words:  # the first value of each key
+            words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words if word != "-m"]
+        if not any(word.startswith("resume=") for word in words):
+            assert run(["--cfg", "job", *words]) == 0, words
     capsys.readouterr()
 
 

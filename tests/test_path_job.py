@@ -80,6 +80,15 @@ def test_who_feeds_the_logits(here: Path) -> None:
     assert levels_tree(same, "noise").label.plain == lines[0]
 
 
+def test_ports_need_no_quotes(case: Case, here: Path) -> None:
+    some = case.arguments(job="patch", patch="path", patch__sweep="senders")
+    assert run([*some, "patch.receivers=[a1.h1<q>,a1.h0<k>,m1]", "hydra.run.dir=plain"]) == 0
+    assert run([*some, "patch.receivers=['a1.h1<q>',\"a1.h0<k>\",m1]", "hydra.run.dir=quoted"]) == 0
+    plain = rows_of(here / "plain")
+    assert {row["receivers"] for row in plain} == {"a1.h1<q>+a1.h0<k>+m1"}
+    assert rows_of(here / "quoted") == plain
+
+
 def test_a_sweep_in_both_directions(case: Case, here: Path) -> None:
     arguments = case.arguments(job="patch", patch="path", patch__senders="heads", patch__receivers="[logits,a1.h0]")
     options = ["patch.through=mlps", "patch.positions=[1,-1]", "patch.direction=both", "hydra.run.dir=out"]
