@@ -35,7 +35,7 @@ from acdc.experiment import Experiment
 from acdc.graph import Edge, parse_node
 from acdc.metrics import recovery
 from acdc.patching import path
-from acdc.patching.base import MOST_BYTES, blocks, ends
+from acdc.patching.base import batch_bytes, blocks, ends, runs_of
 from acdc.patching.path_choice import ports_of
 
 SCORE = (
@@ -179,12 +179,12 @@ def patch_nodes(
     experiment: Experiment, nodes: Sequence[str], memory_gb: float | None = None
 ) -> dict[str, tuple[float, float]]:
     """Noising and denoising effect of each head or MLP: 1 − recovery and recovery of the metric's mean."""
-    memory = min(budget_bytes(experiment.model.device, memory_gb), MOST_BYTES)
+    memory = budget_bytes(experiment.model.device, memory_gb)
     clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in ends(experiment))
     values = torch.zeros(2, len(nodes), dtype=torch.float64)
     for block in blocks(experiment, memory):
-        runs = [ResumedRun(block, its) for its in (block.clean, block.ablated)]
-        at_once = max(1, memory // runs[0].bytes_per_variant())
+        runs = list(runs_of(block).values())
+        at_once = max(1, batch_bytes(memory) // JointRun(runs[0]).bytes_per_variant())
         for i, (base, source) in enumerate((runs, runs[::-1])):
             for start in range(0, len(nodes), at_once):
                 some = nodes[start : start + at_once]

@@ -41,6 +41,12 @@ class ResumedRun:
         self.is_read = torch.zeros_like(experiment.batch.clean, dtype=torch.bool)
         self.is_read[readouts.pair, readouts.position] = True
 
+    @property
+    def nbytes(self) -> int:
+        """What is stored."""
+        senders = (self.values.inputs, self.values.heads, self.values.mlps)
+        return sum(t.nbytes for t in (*senders, *self.pre, *self.mid, *self.q, *self.k, *self.v))
+
     def bytes_per_variant(self) -> int:
         """About what one change takes while it is followed to the logits."""
         n_rows, n_positions, d_model = self.pre[0].shape
@@ -50,7 +56,8 @@ class ResumedRun:
         columns = self.experiment.metric.columns
         vocabulary = self.model.vocabulary_size if columns is None else len(columns)
         numbers = n_rows * n_positions * (8 * d_model + 3 * wide + attention)
-        return (numbers + 3 * len(self.experiment.readouts) * vocabulary) * self.model.W_E.element_size()
+        read = 2 * n_positions * layer.n_heads * self.model.d_head  # the last layer's keys and values, for each readout
+        return (numbers + len(self.experiment.readouts) * (read + 3 * vocabulary)) * self.model.W_E.element_size()
 
     @cached_property
     def unchanged(self) -> Tensor:

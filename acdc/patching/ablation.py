@@ -186,6 +186,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         experiment,
         plan.grids,
         lambda kind, layer: (plan.stand_ins(kind, layer, draw) for draw in range(plan.stand_ins.draws)),
+        memory,
         settings.shift_limit,
     )
     maps = []

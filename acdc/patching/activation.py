@@ -18,13 +18,13 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching import base, estimates, shortlist, site_settings
-from acdc.patching.base import MOST_BYTES, Progress
+from acdc.patching.base import Progress
 from acdc.patching.changes import Changes
 from acdc.patching.result import Patched, SiteMap
 from acdc.patching.shift import Shift, measure
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
-from acdc.patching.values import site_value
+from acdc.patching.values import RunValues
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
             grid = grids[i]
             places = torch.stack([place.mask(block) for place in grid.places])
             patched, source = base.roles(direction)
-            sweep = _Sweep(runs[patched], runs[source], min(memory, MOST_BYTES))
+            sweep = _Sweep(runs[patched], runs[source], base.batch_bytes(memory))
             parts = []
             for layer, which in zip(grid.layers, sites.sites, strict=True):
                 parts.append(sweep.layer(grid, layer, places, which))
@@ -103,7 +103,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
                 if progress is not None:
                     progress(round(done), total)
             values[i, direction].append(torch.stack(parts))
-    shifts = {direction: _shifts(experiment, grids, direction) for direction in settings.directions if settings.shift}
+    shifts = {d: _shifts(experiment, grids, d, memory) for d in settings.directions if settings.shift}
     for (i, direction), parts in values.items():
         found = base.by_pair(experiment, torch.cat(parts, -1))
         shift = shifts[direction][i] if settings.shift else None
@@ -112,10 +112,10 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     return Patched(tuple(maps), experiment.metric_name, settings.choice.subset, *limits)
 
 
-def _shifts(experiment: Experiment, grids: list[Grid], direction: str) -> list[Shift]:
+def _shifts(experiment: Experiment, grids: list[Grid], direction: str, memory: int) -> list[Shift]:
     """How far the values that are put in lie from clean ones, a grid each."""
-    source = ResumedRun(experiment, experiment.ablated if direction == "noise" else experiment.clean)
-    return measure(experiment, grids, lambda kind, layer: [site_value(source, kind, layer)])
+    source = RunValues(experiment, base.roles(direction)[1], memory)
+    return measure(experiment, grids, lambda kind, layer: [source(kind, layer)], memory)
 
 
 class _Sweep:

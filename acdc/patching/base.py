@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from acdc.ablation import Values
 from acdc.engine.full import streams
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
 
 DIRECTIONS = ("noise", "denoise")
-MOST_BYTES = 2**28  # of one batch: larger ones are no faster
+_MOST_BYTES = 2**28  # of one batch: larger ones are no faster
 
 Progress = Callable[[int, int], None]  # sites (or paths) done, and in all
 
@@ -48,20 +49,32 @@ def roles(direction: str) -> tuple[str, str]:
 
 
 def blocks(experiment: Experiment, memory: int) -> list[Experiment]:
-    """The experiment, or blocks of its rows such that one patched run of each fits in memory."""
-    per_row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1)).bytes_per_variant()
-    n_rows, rows = len(experiment.batch.clean), max(1, memory // per_row)
+    """The experiment, or blocks of its rows such that both stored runs of each, and one patched run, fit in half of the
+    memory; the other half is for `batch_bytes`."""
+    row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1))
+    n_rows, rows = len(experiment.batch.clean), max(1, memory // 2 // (2 * row.nbytes + row.bytes_per_variant()))
     if rows >= n_rows:
         return [experiment]
     return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+
+
+def batch_bytes(memory: int) -> int:
+    """What patched runs that are evaluated at once may take of the memory; see `blocks`."""
+    return min(memory // 2, _MOST_BYTES)
 
 
 @torch.no_grad()
 def ends(experiment: Experiment) -> tuple[Tensor, ...]:
     """The metric at each readout of the clean and of the corrupted run."""
     metric, model = experiment.metric, experiment.model
-    found = (streams(model, values)[2] for values in (experiment.clean, experiment.ablated))
-    return tuple(metric.values(model.unembed(experiment.read(end), metric.columns)) for end in found)
+
+    def last(values: Values) -> Tensor:
+        """The last residual stream, at the readouts alone: `readout d_model`."""
+        parts = (values.inputs, values.heads, values.mlps)
+        return streams(model, Values(*(experiment.read(part)[..., None, :] for part in parts)))[2][:, 0]
+
+    found = (last(values) for values in (experiment.clean, experiment.ablated))
+    return tuple(metric.values(model.unembed(end, metric.columns)) for end in found)
 
 
 def by_pair(experiment: Experiment, values: Tensor) -> Tensor:

@@ -16,11 +16,21 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from acdc.engine.memory import budget_bytes
-from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import node_of
-from acdc.patching.base import DIRECTIONS, MOST_BYTES, Progress, blocks, by_pair, check_ablation, check_scale, ends
+from acdc.patching.base import (
+    DIRECTIONS,
+    Progress,
+    batch_bytes,
+    blocks,
+    by_pair,
+    check_ablation,
+    check_scale,
+    ends,
+    roles,
+    runs_of,
+)
 from acdc.patching.path_choice import SWEEPS, Group, Path, paths_of, ports_of, root_ports, through_nodes
 from acdc.patching.path_result import PatchedPaths, PathMap
 from acdc.patching.path_run import PathRun
@@ -163,11 +173,11 @@ class _Sweep:
         self.done, self.total = 0.0, total
 
     def __call__(self, direction: str, paths: Sequence[Path]) -> PathMap:
-        place, memory = _place(self.experiment, self.settings), min(self.memory, MOST_BYTES)
+        place, memory = _place(self.experiment, self.settings), batch_bytes(self.memory)
         values = []
         for block in self.blocks:
-            runs = [ResumedRun(block, values) for values in (block.clean, block.ablated)]
-            base, source = runs if direction == "noise" else runs[::-1]
+            runs = runs_of(block)
+            base, source = (runs[name] for name in roles(direction))
             run = PathRun(base, source, self.through, place.mask(block), memory)
             values.append(run.values(paths, self._tell))
         patched = by_pair(self.experiment, torch.cat(values, -1))

@@ -72,7 +72,8 @@ class PathRun:
 
     def _bytes(self, n_stages: int) -> int:
         """About what one path takes."""
-        return self.base.bytes_per_variant() + (4 + 2 * n_stages) * self.base.pre[0].nbytes
+        run = self.base if n_stages == 1 else JointRun(self.base)
+        return run.bytes_per_variant() + (4 + 2 * n_stages) * self.base.pre[0].nbytes
 
     def _stage(self, port: str) -> int:
         node = parse_node(port)

@@ -19,8 +19,20 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, ModelError, TaskError
 from acdc.experiment import Experiment
 from acdc.model.sae import SparseAutoencoder, load_sae
-from acdc.patching.base import DIRECTIONS, MOST_BYTES, Progress, blocks, by_pair, check_ablation, check_scale, ends
+from acdc.patching.base import (
+    DIRECTIONS,
+    Progress,
+    batch_bytes,
+    blocks,
+    by_pair,
+    check_ablation,
+    check_scale,
+    ends,
+    roles,
+    runs_of,
+)
 from acdc.patching.features import Example, PatchedFeatures
+from acdc.patching.gradients import backward
 from acdc.patching.positions import Place, places
 from acdc.patching.reconstruction import POINTS, Survey, activation, features_of, real_tokens
 from acdc.patching.result import SiteMap
@@ -186,28 +198,8 @@ def notes(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
 
 def gradient(run: ResumedRun, layer: int, point: str) -> Tensor:
     """The gradient of the metric (its mean over the pairs) at a point of the residual stream, `row pos d_model`."""
-    experiment, model = run.experiment, run.model
-    parallel = model.config.parallel_attn_mlp
-    with torch.enable_grad():
-        inside = point == "mid" and not parallel and model.layers[layer].mlp is not None
-        start = run.mid[layer] if inside else run.pre[layer if point == "pre" else layer + 1]
-        x = start.detach().clone().requires_grad_()
-        stream = x
-        if inside:
-            mlp = model.layers[layer].mlp
-            assert mlp is not None
-            stream = stream + mlp(stream)
-        for part in model.layers[layer if point == "pre" else layer + 1 :]:
-            q, k, v = (part.project_together(letter, stream) for letter in "qkv")
-            attended = stream + part.write_together(part.mix(q, k, v, experiment.attention_mask))
-            if part.b_O is not None:
-                attended = attended + part.b_O
-            if part.mlp is not None:
-                attended = attended + part.mlp(stream if parallel else attended)
-            stream = attended
-        metric = experiment.metric
-        values = metric.values(model.unembed(experiment.read(stream), metric.columns))
-        return torch.autograd.grad((values * experiment.readouts.weight).sum(), x)[0]
+    found = next(gradients for i, gradients, _ in backward(run) if i == layer)
+    return found.at(point) / len(run.experiment.pairs)
 
 
 def _given(settings: Settings) -> list[int] | None:
@@ -220,7 +212,7 @@ class _Work:
 
     def __init__(self, experiment: Experiment, sae: SparseAutoencoder, where: tuple[Place, ...], memory: int) -> None:
         self.experiment, self.sae, self.places = experiment, sae, where
-        self.parts, self.memory = blocks(experiment, memory), min(memory, MOST_BYTES)
+        self.parts, self.memory = blocks(experiment, memory), batch_bytes(memory)
         self.kept: dict[str, ResumedRun] | None = None
 
     def blocks(self) -> Iterator[tuple[Experiment, dict[str, ResumedRun]]]:
@@ -228,7 +220,7 @@ class _Work:
         for part in self.parts:
             runs = self.kept
             if runs is None:
-                runs = {n: ResumedRun(part, v) for n, v in (("clean", part.clean), ("corrupted", part.ablated))}
+                runs = runs_of(part)
             self.kept = runs if len(self.parts) == 1 else None
             yield part, runs
 
@@ -251,7 +243,7 @@ class _Work:
         for block, runs in self.blocks():
             where = self._places(block).double()
             for direction, total in found.items():
-                base, source = _roles(direction)
+                base, source = roles(direction)
                 slope = gradient(runs[base], self.sae.layer, POINTS[self.sae.hook]).to(self.sae.W_dec.dtype)
                 start = 0
                 for some in self._split(block, chosen):
@@ -271,7 +263,7 @@ class _Work:
         for block, runs in self.blocks():
             where = self._places(block)
             for direction, collected in found.items():
-                base, source = (runs[name] for name in _roles(direction))
+                base, source = (runs[name] for name in roles(direction))
                 parts = []
                 for some in self._split(block, chosen):
                     change = self._features(block, source, some) - self._features(block, base, some)
@@ -331,8 +323,3 @@ class _Work:
         label = next((name for name, (first, stop) in labels.items() if first <= position < stop), "")
         before = decode(ids[max(0, position - BEFORE) : position]) if position else ""
         return Example(decode([ids[position]]).strip(), before.strip(), label, run, pair, position, value)
-
-
-def _roles(direction: str) -> tuple[str, str]:
-    """The run that is patched, and the one that gives the values."""
-    return ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")

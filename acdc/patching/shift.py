@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
 from acdc.patching.sites import Grid
-from acdc.patching.values import site_value
+from acdc.patching.values import RunValues
 
 QUANTILE = (
     0.99  # of the clean values are within the range: by distance, and with as many left out at either end by norm
@@ -108,6 +107,7 @@ def measure(
     experiment: Experiment,
     grids: Sequence[Grid],
     put: Callable[[str, int], Iterable[Tensor]],
+    memory: int,
     limit: float | None = None,
 ) -> list[Shift]:
     """The shift of every site of each grid.
@@ -115,16 +115,17 @@ def measure(
     Parameters
     ----------
     put: gives, for a kind and layer, the values that are put in, each as `acdc.patching.values.site_value` has it.
+    memory: bytes of temporary tensors.
     limit: the distance beyond which a site is shifted; None is the 99 % quantile of the clean values' own.
     """
-    run, source = ResumedRun(experiment, experiment.clean), experiment.batch.source
+    clean_value, source = RunValues(experiment, "clean", memory), experiment.batch.source
     first = torch.tensor([row == 0 or source[row - 1] != pair for row, pair in enumerate(source)])  # of each pair
     shifts = []
     for grid in grids:
         masks = [place.mask(experiment).cpu() for place in grid.places]
         layers = []
         for layer in grid.layers:
-            clean = _by_unit(site_value(run, grid.kind.name, layer), grid)
+            clean = _by_unit(clean_value(grid.kind.name, layer), grid)
             values = [_by_unit(value, grid) for value in put(grid.kind.name, layer)]
             layers.append([_measured(clean[:, first[:, None] & m], [v[:, m] for v in values], limit) for m in masks])
         names = [field.name for field in fields(Shift)]

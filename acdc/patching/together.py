@@ -12,7 +12,7 @@ from torch import Tensor
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
-from acdc.patching.base import MOST_BYTES, blocks, by_pair
+from acdc.patching.base import batch_bytes, blocks, by_pair
 from acdc.patching.changes import Changes
 from acdc.patching.sites import KINDS, Grid, Site
 from acdc.patching.standins import StandIns
@@ -43,7 +43,7 @@ class Together:
         self, experiment: Experiment, stand_ins: StandIns, memory: int, tick: Callable[[float], None] = lambda _: None
     ) -> None:
         self.experiment, self.stand_ins, self.tick = experiment, stand_ins, tick
-        self.memory = min(memory, MOST_BYTES)
+        self.memory = batch_bytes(memory)
         self.blocks = blocks(experiment, memory)
 
     def alone(self, grid: Grid) -> Tensor:

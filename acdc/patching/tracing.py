@@ -21,7 +21,7 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
 from acdc.model.forward import run_from
-from acdc.patching.base import MOST_BYTES, Progress, blocks, by_pair
+from acdc.patching.base import Progress, batch_bytes, blocks, by_pair
 from acdc.patching.changes import Changes
 from acdc.patching.positions import Place, subject
 from acdc.patching.roles import WAYS, traced_places
@@ -129,7 +129,10 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
     scale = settings.noise * embedding_std(experiment, where)
     normal = standard_noise(where, experiment.model.W_E.shape[1], settings.draws, settings.seed)
     plan = Plan(experiment, sites, where, places, scale, normal)
-    clean, noised = (float(_unpatched(run).mean()) for run in (_clean_run(experiment), noised_run(plan, experiment, 0)))
+    clean = noised = 0.0
+    for block in blocks(experiment, budget_bytes(experiment.model.device, settings.memory_gb, "patch")):
+        clean += float(_unpatched(_clean_run(block)).mean())
+        noised += float(_unpatched(noised_run(plan, block, 0)).mean())
     if abs(clean - noised) <= 1e-6 * max(1.0, abs(clean), abs(noised)):
         raise TaskError(
             f"metric={experiment.metric_name} is {clean:.4g} with and without noise on the subject, so there is nothing"
@@ -166,7 +169,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         for draw in range(settings.draws):
             base = noised_run(plan, block, draw)
             noised[draw] += _unpatched(base)
-            restored = Restoring(base, clean_run, min(memory, MOST_BYTES))
+            restored = Restoring(base, clean_run, batch_bytes(memory))
             for site in plan.sites:
                 window = settings.window_of(site, n_layers)
                 for layer in range(n_layers):
@@ -220,8 +223,7 @@ class Restoring:
     """
 
     def __init__(self, noised: ResumedRun, clean: ResumedRun, memory: int) -> None:
-        self.noised, self.clean = noised, clean
-        self.at_once = max(1, memory // noised.bytes_per_variant())
+        self.noised, self.clean, self.memory = noised, clean, memory
 
     def __call__(self, site: str, layers: range, where: Tensor) -> Tensor:
         """The metric at each readout, `variant readout`.
@@ -230,13 +232,14 @@ class Restoring:
         ----------
         layers: where `site` is restored, together. where: `variant row pos`, True at the tokens restored.
         """
-        parts = where.split(self.at_once)
+        joint = JointRun(self.noised)
+        run = self.noised if len(layers) == 1 else joint
+        parts = where.split(max(1, self.memory // run.bytes_per_variant()))
         if len(layers) == 1:
             change = Changes(KINDS[site], layers[0], self.noised, self.clean)
             point = KINDS[site].point
             return torch.cat([self.noised.metric_values(layers[0], point, change(None, at)) for at in parts])
         values = {(site, layer): self._clean_value(site, layer) for layer in layers}
-        joint = JointRun(self.noised)
         return torch.cat(
             [joint.metric_values({key: Replaced(at[..., None], v) for key, v in values.items()}) for at in parts]
         )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from acdc.engine.resumed import ResumedRun
+from acdc.experiment import Experiment
+from acdc.patching.base import blocks
 
 
 @torch.no_grad()
@@ -38,3 +40,25 @@ def site_value(run: ResumedRun, kind: str, layer: int, rotated: bool = True) -> 
     if kind == "head_output":
         return run.values.heads[layer]
     return {"q": run.q, "k": run.k, "v": run.v}[kind][layer]
+
+
+class RunValues:
+    """The values of sites in a whole run, on the CPU.
+
+    Parameters
+    ----------
+    name: of the run, `clean` or `corrupted`. memory: bytes of temporary tensors: where the stored run does not fit, it
+        is made anew for every value, block by block of its rows.
+    """
+
+    def __init__(self, experiment: Experiment, name: str, memory: int) -> None:
+        self.name, self.parts = name, blocks(experiment, memory)
+        self.kept = [self._run(part) for part in self.parts] if len(self.parts) == 1 else None
+
+    def __call__(self, kind: str, layer: int) -> Tensor:
+        """As `site_value`."""
+        runs = self.kept or map(self._run, self.parts)
+        return torch.cat([site_value(run, kind, layer).cpu() for run in runs], -3)  # the axis of rows
+
+    def _run(self, part: Experiment) -> ResumedRun:
+        return ResumedRun(part, part.clean if self.name == "clean" else part.ablated)
