@@ -36,7 +36,7 @@ class Readouts:
         return Readouts(
             self.pair.to(device),
             self.position.to(device),
-            self.weight.to(device, dtype),
+            self.weight.to(device, torch.promote_types(dtype, torch.float32)),  # they sum to 1
             self.answers.to(device),
             self.wrong_answers.to(device),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,13 @@ from acdc.errors import ConfigError, TaskError
 from acdc.metrics import METRICS, Metric, Readouts, make_metric, recovery
 
 VOCABULARY = 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_mean_is_a_mean_in_any_precision(dtype: torch.dtype) -> None:
+    rows = make_rows(random.Random(0), 12)
+    readouts = readouts_of(replace(rows, weights=[1 / 12] * 12)).to("cpu", dtype)
+    assert float(readouts.weight.sum()) == pytest.approx(1, abs=1e-6)
 
 
 def make_rows(rng: random.Random, n_rows: int) -> Rows:

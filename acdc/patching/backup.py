@@ -76,7 +76,7 @@ def _changes(site: Site, run: ResumedRun, source: ResumedRun) -> tuple[float, Te
     """How the metric changes directly: through what the site writes, and through each later head, `layer head`."""
     experiment, model, kind = run.experiment, run.model, KINDS[site.kind]
     slope, _ = directions(experiment, experiment.read(run.pre[-1]))
-    slope = slope * experiment.readouts.weight[:, None]
+    slope = slope * experiment.readouts.weight[:, None].to(slope)
     unit = site.head if site.neuron is None else site.neuron
     units = None if unit is None else torch.tensor([unit], device=model.device)
     change = Changes(kind, site.layer, run, source)(units, site.place.mask(experiment)[None])
