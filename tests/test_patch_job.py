@@ -64,8 +64,25 @@ def test_the_command_of_the_readme(here: Path) -> None:
     metrics = read_json(here / "out" / "metrics.json")
     assert (metrics["clean"], metrics["corrupted"]) == pytest.approx((same.clean, same.corrupted), abs=1e-4)
     assert (metrics["sites"], metrics["pairs"]) == (16, 8)
-    best = max(rows, key=lambda row: float(row["recovery"]))
+    best = max(rows, key=lambda row: abs(float(row["recovery"])))
     assert metrics["head_output_denoise_strongest"] == f"{best['layer']}.h{best['head']}"
+
+
+def test_the_strongest_site_may_be_one_that_hinders(case: Case, here: Path) -> None:
+    arguments = case.arguments(job="patch", patch__site="[head_output,q,k,v,resid_mid]")
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    names = [key.removesuffix("_strongest") for key in metrics if key.endswith("_strongest")]
+    found = []
+    for name in names:
+        site, _, direction = name.rpartition("_")
+        mine = [row for row in rows_of(here / "out") if (row["site"], row["direction"]) == (site, direction)]
+        effects = [float(row["recovery"]) - (direction == "noise") for row in mine]
+        best = max(range(len(mine)), key=lambda i: abs(effects[i]))
+        assert metrics[f"{name}_recovery"] == pytest.approx(float(mine[best]["recovery"]))
+        found.append(effects[best] * (-1 if direction == "noise" else 1))
+    assert len(found) == 10
+    assert min(found) < 0 < max(found)
 
 
 def test_both_directions_by_label(case: Case, here: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
@@ -53,7 +52,7 @@ def _metrics(patched: Patched) -> dict[str, Any]:
     }
     for one in patched.maps:
         name = f"{one.grid.kind.name}_{one.direction}"
-        best = int(one.importance.nan_to_num(-torch.inf).flatten().argmax())
+        best = int(one.importance.nan_to_num(0).abs().flatten().argmax())
         metrics[f"{name}_strongest"] = str(list(one.grid)[best])
         metrics[f"{name}_recovery"] = float(one.recovery.flatten()[best])
         if one.skipped:

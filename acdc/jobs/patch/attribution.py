@@ -59,7 +59,7 @@ def _metrics(found: Attributed) -> dict[str, Any]:
         "pairs": len(estimated.maps[0].clean),
     }
     for one in estimated.maps:
-        best = int(one.importance.flatten().argmax())
+        best = int(one.importance.flatten().abs().argmax())
         metrics[f"{one.grid.kind.name}_{one.direction}_strongest"] = str(list(one.grid)[best])
     for both in found.agreements:
         name = f"{both.real.grid.kind.name}_{both.real.direction}"

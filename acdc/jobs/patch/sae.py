@@ -74,7 +74,7 @@ def _metrics(patched: PatchedFeatures) -> dict[str, Any]:
         "loss_recovered": check.loss_recovered,
     }
     for i, one in enumerate(patched.maps):
-        best = int(patched.effects(i).flatten().argmax())
+        best = int(patched.effects(i).flatten().abs().argmax())
         metrics[f"{one.direction}_strongest"] = site_name(patched, i, best)
         metrics[f"{one.direction}_recovery"] = float(one.recovery.flatten()[best])
         metrics[f"{one.direction}_rank_correlation"] = patched.correlation(i)
