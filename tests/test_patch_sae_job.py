@@ -107,6 +107,16 @@ def test_a_folder_that_fits_badly(case: Case, here: Path, capfd: pytest.CaptureF
     assert read_json(folder / "metrics.json")["patched"] == 3
 
 
+def test_features_without_effect_are_said_to_have_none(case: Case, here: Path) -> None:
+    done = as_process("job=patch", "patch=sae", "task.size=1", "patch.features=12", "hydra.run.dir=out", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = " ".join(done.stdout.split())
+    assert "note: noise: none of the patched features has any effect" in words
+    page = (here / "out" / "report.html").read_text()
+    assert "denoise: none of the patched features has any effect" in page
+    assert {path.stem for path in (here / "out").glob("*.png")} == {"attribution_noise", "attribution_denoise"}
+
+
 def test_no_attribution_where_the_metric_is_smallest(case: Case, here: Path) -> None:
     options = {"job": "patch", "patch": "sae", "patch__path": case.pairs.parent / "sae", "metric": "kl_div"}
     assert run([*case.arguments(**options), "hydra.run.dir=out"]) == 0

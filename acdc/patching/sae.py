@@ -187,6 +187,12 @@ def notes(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
             f"metric={experiment.metric_name} is smallest in the clean run, where its gradient is nil: noising has no"
             " attribution"
         )
+    for i, one in enumerate(patched.maps):
+        if not bool(patched.effects(i).any()):
+            found.append(
+                f"{one.direction}: none of the patched features has any effect: where it would count, each is inactive or"
+                " the same in both runs"
+            )
     first = getattr(experiment.model.tokenizer, "bos_token_id", None)
     if patched.sae.prepend_bos and any(pair.clean[0] != first for pair in experiment.pairs):
         found.append(

@@ -98,8 +98,11 @@ def features_section(patched: PatchedFeatures) -> Section:
 
 
 def draw_top(patched: PatchedFeatures, i: int, folder: Path) -> list[Path]:
-    """The features with the largest effect as bars, attribution beside it, as features_DIRECTION.svg and .png."""
+    """The features with the largest effect as bars, attribution beside it, as features_DIRECTION.svg and .png; nothing
+    is drawn where none has any."""
     one, order = patched.maps[i], _order(patched, i)[:MOST_DRAWN]
+    if not order:
+        return []
     effects = [float(patched.effects(i).flatten()[site]) for site in order]
     attributions = [float(patched.attributions[i].flatten()[site]) for site in order]
     figure = new_figure((7.2, 1.4 + 0.32 * len(order)))
@@ -114,7 +117,7 @@ def draw_top(patched: PatchedFeatures, i: int, folder: Path) -> list[Path]:
         tokens = ", ".join(example.token for example in _examples(patched, i, site)[:3])
         labels.append(f"{site_name(patched, i, site)}  {tokens if len(tokens) <= 40 else f'{tokens[:39]}…'}")
     axes.set_yticks(list(heights), labels, fontsize=8, parse_math=False)
-    axes.margins(y=0.5 / max(len(order), 1))
+    axes.margins(y=0.5 / len(order))
     axes.invert_yaxis()
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_xlabel(f"{KEPT_OR_LOST[one.direction]} (0: no effect)", fontsize=9)
