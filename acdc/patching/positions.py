@@ -83,7 +83,7 @@ def subject(experiment: Experiment, chosen: int | str | None) -> Place:
     if without := [pair.where for pair in pairs if pair.subject is None]:
         raise ConfigError(
             f"patch=tracing adds noise to the subject, and {without[0]} of task={experiment.task.name} names none, so"
-            f" set patch.subject: {_allowed(pairs, 'subject')}"
+            f' set patch.subject: {_allowed(pairs, "subject")}; in a pairs file it is "subject": [START, END]'
         )
     return Place("", "subject", tuple(frozenset(range(*pair.subject)) for pair in pairs if pair.subject is not None))
 
