@@ -190,8 +190,8 @@ def notes(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
     for i, one in enumerate(patched.maps):
         if not bool(patched.effects(i).any()):
             found.append(
-                f"{one.direction}: none of the patched features has any effect: where it would count, each is inactive or"
-                " the same in both runs"
+                f"{one.direction}: none of the patched features has any effect: each is inactive where it would count,"
+                " or the same in both runs"
             )
     first = getattr(experiment.model.tokenizer, "bos_token_id", None)
     if patched.sae.prepend_bos and any(pair.clean[0] != first for pair in experiment.pairs):
