@@ -50,6 +50,8 @@ def places(experiment: Experiment, chosen: Chosen, apart: bool) -> tuple[Place, 
     ConfigError: a position that some pair does not have, an index or span where pairs differ in length.
     """
     pairs = experiment.pairs
+    if chosen == []:
+        raise ConfigError(f"patch.positions=[] is no position: {_allowed(pairs, 'positions')}")
     given = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
     if not given and not apart:
         return (Place("", "all positions", tuple(frozenset(range(len(pair.clean))) for pair in pairs)),)

@@ -71,6 +71,8 @@ class Settings:
         for key in ("draws", "window"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ConfigError(f"patch.{key}={value} is not allowed: give 1 or more")
+        if self.window is not None and sites and set(sites) == {"resid_post"}:
+            raise ConfigError("patch.window has no effect with patch.site=resid_post, which is restored at one layer")
         budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
 
     def sites(self, experiment: Experiment) -> tuple[str, ...]:

@@ -277,6 +277,7 @@ def test_progress_comes_to_its_end() -> None:
         ({"heads": 0, "by": "position"}, "patch.heads has no effect with patch.by=position"),
         ({"neurons": 0}, "patch.neurons has no effect with patch.site=head_output"),
         ({"positions": 5}, "patch.positions=5 lies outside the prompts of 5 tokens: give indices from 0 to 4"),
+        ({"positions": []}, "patch.positions=[] is no position: give indices from 0 to 4"),
         ({"positions": "3:3"}, "patch.positions=3:3 lies outside"),
         ({"positions": "subject"}, "patch.positions=subject is not a position"),
         ({"positions": [1, -4], "by": "position"}, "patch.positions has 1 twice"),

@@ -266,6 +266,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
     assert "has no MLPs" in refused(small("attention_only", 1), EQUAL, site="mlp_out")
     for key, value in (("noise", 0.0), ("noise", math.inf), ("draws", 0), ("window", 0), ("memory_gb", 0.0)):
         assert f"patch.{key}=" in refused(model, PAIRS, **{key: value})
+    assert "patch.window has no effect with patch.site=resid_post" in refused(model, PAIRS, site="resid_post", window=2)
     for ablation in ("zero", AblationSettings("noise", draws=2)):
         assert "has no effect with patch=tracing" in refused(model, EQUAL, ablation)
     # Noise behind where the metric reads never reaches it.
