@@ -12,6 +12,7 @@ from rich.text import Text
 
 from acdc.patching.ablated import Ablation, Backup
 from acdc.report.grades import image
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, number, table
 from acdc.report.patching import shift_text
 
@@ -152,7 +153,7 @@ def backup_section(result: Ablation, pictures: Sequence[Path]) -> Section:
     for one, path in zip(result.backups, pictures, strict=True):
         rows = [row for row in result.backup_rows() if row["ablated"] == result.names.name(one.site)]
         rows.sort(key=lambda row: -(row["restored"] or 0.0))
-        cells = [[escape(row["component"]), *map(_short, _numbers(row))] for row in rows[:MOST_RISING]]
+        cells = [[escape(row["component"]), *map(thousandths, _numbers(row))] for row in rows[:MOST_RISING]]
         header = ["what restores most", "before", "after", "change", "std", "restored"]
         parts.append(f"<p>{escape(_sentence(backup_words(result, one)))}</p>{image(path, path.stem)}")
         if one.compensation is not None and rows:
@@ -168,7 +169,9 @@ def backup_section(result: Ablation, pictures: Sequence[Path]) -> Section:
 def additivity_section(result: Ablation, pictures: Sequence[Path]) -> Section:
     """The interaction of each two sites and of all together."""
     rows = result.additivity_rows()
-    cells = [[escape(row["sites"]), *(_short(row[k]) for k in ("joint", "sum", "interaction", "std"))] for row in rows]
+    cells = [
+        [escape(row["sites"]), *(thousandths(row[k]) for k in ("joint", "sum", "interaction", "std"))] for row in rows
+    ]
     html = "".join(f"<p>{escape(_sentence(line))}</p>" for line in additivity_words(result))
     html += "".join(image(path, "interactions") for path in pictures)
     html += table(["ablated together", "joint effect", "sum of effects", "interaction", "std"], cells, range(1, 5))
@@ -180,7 +183,7 @@ def _rows(result: Ablation, most: int) -> list[list[str]]:
     return [
         [
             row["name"] + (f" ({row['label']})" if row["position"] and row["label"] != row["position"] else ""),
-            *(_short(row[key]) for key in ("effect", "std", "share", "norm_ratio", "norm_z")),
+            *(thousandths(row[key]) for key in ("effect", "std", "share", "norm_ratio", "norm_z")),
             shift_text(row["shift"], row["shifted"]),
         ]
         for row in rows[:most]
@@ -189,10 +192,6 @@ def _rows(result: Ablation, most: int) -> list[list[str]]:
 
 def _numbers(row: dict[str, Any]) -> list[float | None]:
     return [row[key] for key in ("before", "after", "change", "std", "restored")]
-
-
-def _short(value: float | None) -> str:
-    return "—" if value is None else f"{value + 0.0:.3f}"
 
 
 def _sentence(text: str) -> str:

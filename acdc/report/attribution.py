@@ -13,6 +13,7 @@ from acdc.patching.agreement import Agreement, Disagreement
 from acdc.patching.attribution import Attributed
 from acdc.patching.backup import LEAST, NONE_BELOW
 from acdc.report.grades import image
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, table
 from acdc.report.maps import name_points, new_figure, save_figure
 
@@ -81,7 +82,7 @@ def draw_agreement(one: Agreement, metric: str, furthest: Sequence[Disagreement]
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     numbers = ", ".join(
-        f"{name} {_short(value)}" for name, value in (("Pearson", one.pearson), ("Spearman", one.spearman))
+        f"{name} {thousandths(value)}" for name, value in (("Pearson", one.pearson), ("Spearman", one.spearman))
     )
     axes.set_title(f"{kind}, {direction}: estimated and real ({metric})\n{numbers}", fontsize=9, loc="left")
     axes.autoscale_view()
@@ -97,12 +98,12 @@ def of_map(found: Attributed, one: Agreement) -> list[Disagreement]:
 
 def _agreement_row(one: Agreement) -> list[str]:
     name, direction = one.real.grid.kind.name, one.real.direction
-    return [name, direction, f"{len(one.real.grid):,}", _short(one.pearson), _short(one.spearman)]
+    return [name, direction, f"{len(one.real.grid):,}", thousandths(one.pearson), thousandths(one.spearman)]
 
 
 def _disagreement_row(one: Disagreement) -> list[str]:
     backup = str(one.backup) or ("—" if abs(one.backup.direct) >= NONE_BELOW else "(no direct effect)")
-    numbers = map(_short, (one.estimated, one.real, one.backup.direct))
+    numbers = map(thousandths, (one.estimated, one.real, one.backup.direct))
     return [one.site.kind, one.direction, str(one.site), *numbers, backup]
 
 
@@ -113,7 +114,3 @@ def _on_console(title: str, header: Sequence[str], rows: Iterable[list[str]]) ->
     for row in rows:
         shown.add_row(*map(Text, row))
     return shown
-
-
-def _short(value: float) -> str:
-    return "—" if value != value else f"{value + 0.0:.3f}"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acdc.patching.features import Example, PatchedFeatures
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, number, table
 from acdc.report.maps import KEPT_OR_LOST, new_figure, save_figure
 
@@ -214,7 +215,7 @@ def _cell(example: Example) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+    return thousandths(value).replace("-", "−")
 
 
 def _share(value: float) -> str:

@@ -43,6 +43,11 @@ class Grid:
         return table([escape(name) for name in self.header], cells, numeric=range(self.left, len(self.header)))
 
 
+def thousandths(value: float | None) -> str:
+    """An effect or recovery with three digits, a dash for what does not exist."""
+    return "—" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # no −0.000
+
+
 def share(value: float | None) -> str:
     """A share in percent, a dash for what does not exist."""
     return "—" if value is None or not math.isfinite(value) else f"{round(value, 4) + 0.0:.1%}"  # no −0.0%

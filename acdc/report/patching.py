@@ -13,6 +13,7 @@ from rich.text import Text
 from acdc.patching.result import CLASSES, Patched, SiteMap
 from acdc.patching.sites import Site
 from acdc.report.grades import image
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, number, table
 
 MOST_ON_CONSOLE = 10
@@ -121,7 +122,7 @@ def _rows(patched: Patched, one: SiteMap, most: int) -> list[dict[str, str]]:
             "site": one.grid.kind.name,
             "direction": one.direction,
             "where": str(site),
-            **dict(zip(_NUMBERS, map(_short, values), strict=False)),
+            **dict(zip(_NUMBERS, map(thousandths, values), strict=False)),
             "shift": shift,
             "class": classes.get(site, ""),
         }
@@ -132,7 +133,3 @@ def _rows(patched: Patched, one: SiteMap, most: int) -> list[dict[str, str]]:
 def shift_text(shift: float | None, shifted: bool) -> str:
     """A distance from the clean values, marked where it lies outside their range."""
     return "—" if shift is None else f"{shift:.2f}" + "*" * shifted
-
-
-def _short(value: float) -> str:
-    return "—" if value != value else f"{value + 0.0:.3f}"

@@ -13,6 +13,7 @@ from rich.tree import Tree
 from acdc.graph import node_of
 from acdc.patching.path_result import PatchedPaths, PathMap
 from acdc.report.grades import image
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, picture, table
 
 MOST_ON_CONSOLE = 10
@@ -73,7 +74,7 @@ def levels_section(patched: PatchedPaths, pictures: Sequence[Path]) -> Section:
         for one in patched.maps
     ]
     html = (
-        f"<p>Level 1 is every sender's direct effect on the metric by way of <code>{escape(patched.root)}</code>. The"
+        f"<p>Level 1 is every sender's effect on the metric by way of <code>{escape(patched.root)}</code>. The"
         f" strongest senders of a level, those whose |effect| is at least {patched.limit:g}"
         " (<code>patch.limit</code>), at most <code>patch.width</code> of them, are the receivers of the next; of a"
         " head q, k and v apart.</p>"
@@ -112,9 +113,6 @@ def _rows(one: PathMap, most: int) -> list[list[str]]:
     numbers = zip(*(t.tolist() for t in (one.recovery, one.std, one.importance)), strict=True)
     found = sorted(zip(one.paths, numbers, strict=True), key=lambda item: -abs(item[1][2]))
     return [
-        [path.senders.name, path.receivers.name, one.direction, *map(_short, values)] for path, values in found[:most]
+        [path.senders.name, path.receivers.name, one.direction, *map(thousandths, values)]
+        for path, values in found[:most]
     ]
-
-
-def _short(value: float) -> str:
-    return "—" if value != value else f"{value + 0.0:.3f}"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from acdc.patching.traced import Traced
 from acdc.report.grades import image
+from acdc.report.grid import thousandths
 from acdc.report.html import Section, number, table
 
 MOST_ON_CONSOLE = 5  # of each site
@@ -88,7 +89,7 @@ def states_section(traced: Traced) -> Section:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     star = "*" if row["noised"] else ""
-    numbers = ("—" if row[key] is None else f"{row[key] + 0.0:.3f}" for key in ("recovery", "effect", "se"))
+    numbers = (thousandths(row[key]) for key in ("recovery", "effect", "se"))
     return [row["site"], str(row["layer"]), str(row["window"]), row["label"] + star, *numbers, str(row["n"])]
 
 
