@@ -19,6 +19,7 @@ from acdc.report.comparison import comparison_section, console_table
 from acdc.report.html import write_page
 from acdc.tracking import say
 
+MOST_STRONGEST = 4  # columns of them that fit a console
 MOST_IN_MATRIX = 8  # circuits whose Jaccard matrix fits a console
 SHOWN = {
     "pairs": "pairs",
@@ -57,8 +58,11 @@ def show_sweep(folder: Path, console: Console | None = None) -> int:
     write_csv(folder / "sweep.csv", rows)
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    measured = [key for key in SHOWN if any(key in row for row in rows)]
-    for column in ("run", *varied, *(SHOWN[key] for key in measured)):
+    # Of job=patch also each map's strongest site or path.
+    strongest = {key: key.replace("_", " ") for row in rows for key in row if key.endswith("_strongest")}
+    names = SHOWN | (strongest if len(strongest) <= MOST_STRONGEST else {})
+    measured = [key for key in names if any(key in row for row in rows)]
+    for column in ("run", *varied, *(names[key] for key in measured)):
         table.add_column(column, justify="left" if column in ("run", *varied) else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(key, row.get(key)) for key in ("run", *varied, *measured)))

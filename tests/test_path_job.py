@@ -158,8 +158,12 @@ def test_a_key_of_several_options_chooses_none(here: Path, capfd: pytest.Capture
     assert chosen(here, "--config-dir", "own", "patch.from=logits", "patch.width=2") == "path"
 
 
-def test_a_key_chooses_in_a_sweep_too(case: Case, here: Path) -> None:
+def test_a_key_chooses_in_a_sweep_too(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = case.arguments(job="patch", patch__from="logits,m1", patch__depth=1)
     assert run(["-m", *arguments, "hydra.sweep.dir=sweep"]) == 0
     receivers = [{row["receivers"] for row in rows_of(here / "sweep" / run_)} for run_ in ("0", "1")]
     assert receivers == [{"logits"}, {"m1"}]
+    said = capfd.readouterr().out  # and the table of the sweep says what came out
+    assert "strongest" in said
+    for run_ in ("0", "1"):
+        assert read_json(here / "sweep" / run_ / "metrics.json")["noise_level1_strongest"] in said
