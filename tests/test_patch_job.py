@@ -68,6 +68,14 @@ def test_the_command_of_the_readme(here: Path) -> None:
     assert metrics["head_output_denoise_strongest"] == f"{best['layer']}.h{best['head']}"
 
 
+def test_a_narrow_terminal_breaks_no_word(case: Case, here: Path) -> None:
+    arguments = case.arguments(job="patch", patch__site="resid_pre", patch__necessary_from=0, patch__sufficient_from=0)
+    done = as_process(*arguments, "hydra.run.dir=out", cwd=here, env={"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    assert "necessary and" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[1:20])) <= 80
+
+
 def test_the_strongest_site_may_be_one_that_hinders(case: Case, here: Path) -> None:
     arguments = case.arguments(job="patch", patch__site="[head_output,q,k,v,resid_mid]")
     assert run([*arguments, "hydra.run.dir=out"]) == 0

@@ -41,6 +41,7 @@ def sites_table(patched: Patched, title: str = "The sites that matter most") -> 
             if row["shift"].endswith("*"):
                 row["where"] += "*"
                 shown.caption = Text("* what is put in lies outside the range of the site's values on clean prompts")
+            row["class"] = row["class"].replace("_", " ")  # so that a narrow terminal breaks it between words
             shown.add_row(*(Text(row[name]) for name in header))
     return shown
 
