@@ -294,12 +294,9 @@ def test_every_option_of_every_group_composes(capsys: pytest.CaptureFixture[str]
 
 def test_every_documented_command_composes(capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[1]
-    lines = [
-        line for page in (root / "README.md", *root.glob("docs/*.md")) for line in page.read_text().splitlines()
-    ]  # … stands for a name
-    commands = [
-        shlex.split(line.replace("…", "x"), comments=True)[1:] for line in lines if line.startswith("    acdc ")
-    ]
+    pages = [page.read_text().replace("…", "x") for page in (root / "README.md", *root.glob("docs/*.md"))]
+    lines = [line for page in pages for line in page.replace("\\\n", " ").splitlines() if line.startswith("    acdc ")]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert len(commands) > 40
     for words in commands:
         if "-m" in words:  # the first value of each key
