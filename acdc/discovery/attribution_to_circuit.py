@@ -28,7 +28,7 @@ from acdc.discovery.selection import SelectionSettings
 from acdc.engine.full import FullEngine
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.mask import EdgeMask
-from acdc.engine.memory import budget_bytes
+from acdc.engine.memory import budget_bytes, check_memory
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -65,6 +65,7 @@ class Settings:
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        check_memory(self.memory_gb)
         if self.candidates < 1:
             raise ConfigError(f"method.candidates={self.candidates} is not allowed: give 1 or more")
         for option in ("node_limit", "path_limit"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acdc.discovery.base import NoObserver, NoStore, Observer, Store
 from acdc.engine.full import FullEngine
-from acdc.engine.memory import budget_bytes
+from acdc.engine.memory import budget_bytes, check_memory
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.metrics import Metric, make_metric
@@ -73,6 +73,7 @@ class TrainingSettings:
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        check_memory(self.memory_gb)
         for option in ("steps", "batch_size"):
             if getattr(self, option) < 1:
                 raise ConfigError(f"method.{option}={getattr(self, option)} is not allowed: give 1 or more")
