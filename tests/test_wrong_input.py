@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from commands import Case, as_process, assert_refused, make_case
 
+from acdc.discovery import METHODS
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case(tmp_path_factory.mktemp("case"))
 
 
+IN_MEMORY = [name for name in METHODS if name != "random"]
 WRONG: list[tuple[str, list[str]]] = [
     # groups
     ("task=foo", ["task=foo does not exist", "ioi", "pairs"]),
@@ -79,6 +82,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("job=patch circuit=x.json", ["circuit=FILE is for job=evaluate"]),
     ("method.batch_size=0", ["method.batch_size=0", "auto"]),
     ("method.batch_size=many", ["method.batch_size=many", "auto"]),
+    *((f"method={name} method.memory_gb=0", ["method.memory_gb=0", "more than 0"]) for name in IN_MEMORY),
+    ("method.shortlist_share=0.3", ["method.shortlist_share=0.3 has no effect without method.shortlist"]),
+    ("method.shortlist_only=false", ["method.shortlist_only=false has no effect without method.shortlist"]),
+    ("method.shortlist=eap metric=kl_div", ["method.shortlist=eap: metric=kl_div has no slope"]),
     ("model.dtype=int8", ["model.dtype=int8", "float32"]),
     ("ablation.draws=0", ["ablation.draws=0", "1 or more"]),
     ("ablation=noise ablation.scale=-1", ["ablation.scale=-1", "0 or more"]),

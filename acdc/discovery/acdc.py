@@ -23,6 +23,7 @@ from acdc.discovery.shortlist import SHORTLISTS, check_shortlist, make_shortlist
 from acdc.engine.full import FullEngine
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
+from acdc.engine.memory import check_memory
 from acdc.engine.pruning import PruningEngine, make_pruning_engine
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
@@ -79,8 +80,7 @@ class Settings:
             raise ConfigError(
                 f"method.verify_every={self.verify_every} is not allowed: give auto or a number from 0 up"
             )
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise ConfigError(f"method.memory_gb={self.memory_gb} is not allowed: give more than 0, or null")
+        check_memory(self.memory_gb)
         if self.shortlist is not None and self.shortlist not in SHORTLISTS:
             raise ConfigError(
                 f"method.shortlist={self.shortlist} is not known: choose one of {', '.join(SHORTLISTS)}, or null"
@@ -89,6 +89,11 @@ class Settings:
             raise ConfigError(
                 f"method.shortlist_share={self.shortlist_share} is not allowed: give a number between 0 and 1"
             )
+        for option in ("shortlist_share", "shortlist_only", "shortlist_compare"):
+            value = getattr(self, option)
+            if self.shortlist is None and value != getattr(Settings, option):
+                shown = str(value).lower()
+                raise ConfigError(f"method.{option}={shown} has no effect without method.shortlist: give both")
         if self.tie_tolerance < 0:
             raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
 

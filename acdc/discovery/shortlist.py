@@ -8,6 +8,7 @@ import torch
 
 from acdc import discovery
 from acdc.discovery.base import Store
+from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 
@@ -17,7 +18,10 @@ SHORTLISTS = ("eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_
 def check_shortlist(experiment: Experiment, method: str) -> None:
     """ConfigError where the method cannot score this experiment's edges."""
     module = discovery.load(method)
-    module.check(experiment, module.Settings())
+    try:
+        module.check(experiment, module.Settings())
+    except ConfigError as error:
+        raise ConfigError(f"method.shortlist={method}: {error}") from error
 
 
 def make_shortlist(experiment: Experiment, method: str, share: float, store: Store) -> frozenset[Edge]:
