@@ -142,6 +142,10 @@ class FullEngine:
             value = base.expand(len(ports), len(rows), *base.shape)
             if added is not None:
                 value = value + added(rows)
+            if ports.requires_grad and len(changes) > 1:
+                # As one group: the sums of many leave holes in the heap, which grows to ten times what is in it.
+                parts = [change.expand(len(ports), *change.shape[1:]) for _, change in changes]
+                changes[:] = [(torch.cat([senders for senders, _ in changes]), torch.cat(parts, 1))]
             for senders, change in changes:
                 edges = ports[:, rows][:, :, senders]
                 if not edges.requires_grad:

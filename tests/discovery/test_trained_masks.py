@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +134,40 @@ def test_a_killed_training_goes_on(method: str, monkeypatch: pytest.MonkeyPatch)
     store.saved = {"step": torch.tensor(3)}
     with pytest.raises(AcdcError, match="another run"):
         discover(one, method, steps=20, store=store)
+
+
+_MEMORY = """
+import resource, sys
+from pathlib import Path
+from checkpoints import make_checkpoint
+from experiments import random_pairs
+from acdc import Experiment, discover
+from acdc.tasks.base import Task
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+model = make_checkpoint("gpt2", Path(sys.argv[1]), n_layers=8, n_heads=8, d_head=32)
+one = Experiment.build(model, Task("random", random_pairs(0, (16,) * 8), "logit_diff"))
+_ = one.ablated, one.metric
+before = peak()
+discover(one, "edge_pruning", steps=2, batch_size=8, memory_gb=0.25)
+print("grew by", peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_training_takes_the_memory_it_is_given(tmp_path: Path) -> None:
+    """As the system counts it, holes in the heap with it; in a process of its own, whose largest size it is."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert float(done.stdout.split()[-1]) < 0.25
 
 
 @pytest.mark.parametrize(
