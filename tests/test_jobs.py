@@ -19,6 +19,7 @@ from acdc.cli import run
 from acdc.evaluation.faithfulness import by_partner, faithfulness
 from acdc.evaluation.grading import grade_all
 from acdc.evaluation.ground_truth import published
+from acdc.evaluation.random_circuits import random_circuits
 from acdc.formats.mib import write_mib_json
 from acdc.formats.reading import read_circuit
 from acdc.report.grades import grades_section
@@ -249,6 +250,10 @@ def test_a_score_file_is_graded(here: Path, capfd: pytest.CaptureFixture[str]) -
     assert "pessimistic" in capfd.readouterr().out
     assert run([*arguments, "job.absolute=true", "hydra.run.dir=abs"]) == 0
     sizes = {name: abs(score) for name, score in scores.items()}
+    randoms = random_circuits(read_circuit(here / "scores.json"), 10)
+    recalls = [sum(str(edge) in REVERSE for edge in circuit) / len(REVERSE) for circuit in randoms]
+    assert against["circuits"]["scores.json"]["random"]["edges_recall"] == pytest.approx(sum(recalls) / 10)
+    assert "recall, random" in " ".join(page.split())
     area = read_json(here / "abs" / "metrics.json")["derived_edges_auc_trapezoid"]
     assert area == pytest.approx(mann_whitney(sizes, REVERSE))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from acdc.circuit import Circuit
@@ -23,7 +24,8 @@ class Graded:
     Attributes
     ----------
     label: `derived`, `published`, `published_resample` or `file`.
-    points: by the circuit's name, its edges and nodes against the truth's.
+    points: by the circuit's name, its edges and nodes against the truth's. random: the same as mean rates of random
+        circuits of its size, where there are any.
     curve: over all circuits, where there are several; else over the scores of the one. cut_by: which of them,
         `circuits` or `scores`; `circuits` too for a single circuit without scores.
     """
@@ -34,6 +36,7 @@ class Graded:
     points: Mapping[str, Grade]
     curve: Grade
     cut_by: str
+    random: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def missed(self, name: str) -> list[str]:
         """Edges of the truth that a circuit lacks."""
@@ -53,23 +56,29 @@ class Graded:
 
     def rates(self, name: str) -> dict[str, float]:
         """Precision, recall and false-positive rate of a circuit, over edges and over nodes."""
-        graded = self.points[name]
-        rates: dict[str, float] = {}
-        for of, curve in (("edges", graded.edges), ("nodes", graded.nodes)):
-            (point,) = curve.points
-            rates |= {f"{of}_precision": point.precision, f"{of}_recall": point.recall}
-            rates[f"{of}_false_positive_rate"] = point.false_positive_rate
-        return rates
+        return rates_of(self.points[name])
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
-        each = {
+        each: dict[str, dict[str, Any]] = {
             name: {**self.rates(name), "missed_edges": self.missed(name), "extra_edges": self.extra(name)}
             for name in self.points
         }
+        for name, rates in self.random.items():
+            each[name]["random"] = dict(rates)
         turns = (replace(curve, points=curve.turns()) for curve in (self.curve.edges, self.curve.nodes))
         curve = Grade(self.truth, *turns).as_dict()
         return {"label": self.label, "cut_by": self.cut_by, "circuits": each, "curve": curve}
+
+
+def rates_of(graded: Grade) -> dict[str, float]:
+    """Precision, recall and false-positive rate of one circuit, over edges and over nodes."""
+    rates: dict[str, float] = {}
+    for of, curve in (("edges", graded.edges), ("nodes", graded.nodes)):
+        (point,) = curve.points
+        rates |= {f"{of}_precision": point.precision, f"{of}_recall": point.recall}
+        rates[f"{of}_false_positive_rate"] = point.false_positive_rate
+    return rates
 
 
 def known_circuits(
@@ -105,11 +114,20 @@ def known_circuits(
     return {label: truth for label, truth in truths.items() if truth.edges}, absent
 
 
-def grade_all(circuits: Mapping[str, Circuit], truths: Mapping[str, Truth], absolute: bool = False) -> list[Graded]:
+def grade_all(
+    circuits: Mapping[str, Circuit],
+    truths: Mapping[str, Truth],
+    absolute: bool = False,
+    randoms: Mapping[str, Sequence[Circuit]] | None = None,
+) -> list[Graded]:
     """Grade circuits of one graph against known circuits of it.
 
     One circuit with scores (`tested`) gives a curve over them: edges without a score have 0, as in MIB's files. Several
     circuits, of a sweep, give a curve over the circuits.
+
+    Parameters
+    ----------
+    absolute: rank scores by their size. randoms: random circuits to compare each circuit with.
 
     Raises
     ------
@@ -123,5 +141,11 @@ def grade_all(circuits: Mapping[str, Circuit], truths: Mapping[str, Truth], abso
         if len(found) == 1 and found[0].tested:
             found = {edge: found[0].tested.get(edge, 0.0) for edge in truth.graph}
             cut_by = "scores"
-        results.append(Graded(label, truth, circuits, points, grade(found, truth, absolute), cut_by))
+        rivals = {name: _means([rates_of(grade(c, truth)) for c in some]) for name, some in (randoms or {}).items()}
+        curve = grade(found, truth, absolute)
+        results.append(Graded(label, truth, circuits, points, curve, cut_by, {k: v for k, v in rivals.items() if v}))
     return results
+
+
+def _means(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: fmean(one[key] for one in rates) for key in rates[0]} if rates else {}

@@ -52,7 +52,7 @@ def partners_line(values: Sequence[Mapping[str, Any]]) -> str:
 def grades_table(graded: Sequence[Graded]) -> Table:
     """A row for every known circuit and circuit, over edges and over nodes."""
     shown = Table(title="Against known circuits", title_justify="left", box=None, pad_edge=False)
-    for i, name in enumerate(("known circuit", "of", "true", "kept", "right", *RATES)):
+    for i, name in enumerate(_RATES_HEADER):
         shown.add_column(Text(name), justify="left" if i < 2 else "right", overflow="fold")
     for result in graded:
         for row in _rate_rows(result):
@@ -83,7 +83,7 @@ def grades_section(graded: Sequence[Graded], absent: Sequence[str], plots: Seque
         f"<li>{escape(result.label)}: {escape('; '.join(result.truth.sources))}</li>" for result in graded
     )
     html = (
-        table(["known circuit", "of", "true", "kept", "right", *RATES], rows, numeric=range(2, 7))
+        table(_RATES_HEADER, rows, numeric=range(2, 9))
         + "<h3>Area under the ROC curve</h3>"
         + table(_AREAS_HEADER, areas, numeric=range(3, 5))
         + "<p>pessimistic: the rule of the original ACDC, between two points of the curve the worse one holds;"
@@ -102,6 +102,7 @@ def image(path: Path, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
+_RATES_HEADER = ["known circuit", "of", "true", "kept", "right", *RATES, *(f"{rate}, random" for rate in RATES)]
 _AREAS_HEADER = ["known circuit", "of", "curve over", *RULES]
 
 
@@ -120,7 +121,9 @@ def _rate_rows(result: Graded) -> list[list[str]]:
         for of, curve in (("edges", graded.edges), ("nodes", graded.nodes)):
             (point,) = curve.points
             rates = (f"{point.precision:.3f}", f"{point.recall:.3f}")
-            rows.append([label, of, str(curve.true), str(point.kept), str(point.right), *rates])
+            rivals = result.random.get(name)
+            theirs = [f"{rivals[f'{of}_{rate}']:.3f}" if rivals else "—" for rate in RATES]
+            rows.append([label, of, str(curve.true), str(point.kept), str(point.right), *rates, *theirs])
     return rows
 
 

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from acdc.evaluation.grading import grade_all, known_circuits
 from acdc.evaluation.roc import plot_roc
-from acdc.jobs.evaluate.part import Part, Row, settings_of
+from acdc.jobs.evaluate.part import Part, Row, randoms_of, settings_of
 from acdc.jobs.prepare import Prepared
 from acdc.report.grades import areas_table, grades_section, grades_table
 
@@ -17,11 +17,12 @@ MOST_ON_CONSOLE = 8  # circuits whose grades are listed one by one
 
 
 def look(prepared: Prepared, folder: Path, console: Console) -> Part:
-    """Grade the circuits, or the scores of the one there is."""
+    """Grade the circuits, or the scores of the one there is, beside random circuits of the same size."""
     job, circuits = settings_of(prepared), prepared.circuits
     projections = any(circuit.graph.projection_edges for circuit in circuits.values())
     truths, absent = known_circuits(prepared.experiment, projections, job.truth)
-    graded = grade_all(circuits, truths, job.absolute)
+    randoms = {name: randoms_of(prepared, circuit) for name, circuit in circuits.items()} if truths else {}
+    graded = grade_all(circuits, truths, job.absolute, randoms)
     files: dict[str, Path] = {}
     for of in ("edges", "nodes") if graded else ():
         curves = {result.label: getattr(result.curve, of) for result in graded}
@@ -33,6 +34,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     for result in graded:
         for name in result.points:
             rows += [(name, result.label, key, value) for key, value in result.rates(name).items()]
+            rows += [(name, result.label, f"{key}, random", v) for key, v in result.random.get(name, {}).items()]
             if len(circuits) == 1:
                 metrics |= {f"{result.label}_{key}": value for key, value in result.rates(name).items()}
         what = next(iter(circuits)) if len(circuits) == 1 else "all"
