@@ -18,6 +18,7 @@ from acdc.engine.variations import Variations
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 
+NO_EFFECTS = ("hisp", "information_flow", "random")  # methods whose scores, and so thresholds, are no effects
 _TIE = 1e-6  # ε of near-ties, as ACDC's
 
 
@@ -45,9 +46,11 @@ def minimality(experiment: Experiment, circuit: Circuit, edges: Sequence[Edge] |
     return Minimality({edge: loss - before for edge, loss in zip(edges, losses, strict=True)})
 
 
-def threshold_of(circuit: Circuit) -> float | None:
-    """The threshold that the circuit was found with, where its file names one."""
+def threshold_of(circuit: Circuit, metric: str) -> float | None:
+    """The threshold that the circuit was found with, where its file names one that is of effects on this metric."""
     value = circuit.method.get("threshold")
+    if circuit.method.get("name") in NO_EFFECTS or circuit.provenance.get("metric", metric) != metric:
+        return None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

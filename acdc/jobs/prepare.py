@@ -99,8 +99,11 @@ def _check_evaluation(job: EvaluateSettings, circuits: dict[str, Circuit], exper
     if job.prune and len(circuits) > 1:
         raise ConfigError(f"job.prune=true writes one circuit, and there are {len(circuits)}: give one")
     for name, circuit in circuits.items():
-        if job.prune and job.threshold is None and threshold_of(circuit) is None:
-            raise ConfigError(f"job.prune=true needs job.threshold=NUMBER: {name} was found without a threshold")
+        metric = experiment.metric_name
+        if job.prune and job.threshold is None and threshold_of(circuit, metric) is None:
+            raise ConfigError(
+                f"job.prune=true needs job.threshold=NUMBER: {name} was found without a threshold for metric={metric}"
+            )
         if "stability" in parts:
             settings_of(circuit, name)
         there = len(knockable(circuit, job.knockout_kind))

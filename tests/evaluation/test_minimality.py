@@ -50,6 +50,15 @@ def test_by_brute_force(family: str, metric: str) -> None:
 def test_the_threshold_of_a_file() -> None:
     one = experiment(small("gpt2"), random_pairs(), "logit_diff")
     found = discover(one, threshold=0.05)
-    assert threshold_of(found) == 0.05
-    assert threshold_of(Circuit(one.graph, {})) is None
+    assert threshold_of(found, one.metric_name) == 0.05
+    assert threshold_of(Circuit(one.graph, {}), one.metric_name) is None
     assert prune_again(one, Circuit(one.graph, {}), 0.1).edges == {}
+
+
+def test_a_threshold_of_something_else_is_none() -> None:
+    """τ of one metric says nothing of another, nor does one of scores that are no effects."""
+    graph = experiment(small("gpt2"), random_pairs(1)).graph
+    of_logits = Circuit(graph, {}, method={"name": "eap", "threshold": 0.05}, provenance={"metric": "logit_diff"})
+    assert [threshold_of(of_logits, metric) for metric in ("logit_diff", "kl_div")] == [0.05, None]
+    of_importance = Circuit(graph, {}, method={"name": "hisp", "threshold": 0.05})
+    assert threshold_of(of_importance, "logit_diff") is None

@@ -31,7 +31,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     sections: list[Section] = []
     files: dict[str, Path] = {}
     for name, circuit in prepared.circuits.items():
-        threshold = threshold_of(circuit) if job.threshold is None else job.threshold
+        threshold = threshold_of(circuit, prepared.experiment.metric_name) if job.threshold is None else job.threshold
         own = minimality(prepared.experiment, circuit)
         values[name] = own.as_dict(threshold)
         lines = [_line("circuit", own, threshold)]
