@@ -29,6 +29,7 @@ def intervals(measured: Measured, draws: int = 1000, confidence: float = 0.95, s
     own, clean, corrupted = means(measured.circuit["metric"]), means(measured.clean), means(measured.corrupted)
     samples = {"circuit": own, "recovery": ((own - corrupted) / (clean - corrupted))[clean != corrupted]}
     samples |= {name: means(values) for name, values in measured.circuit.items() if name != "metric"}
+    samples["kl"] = samples["kl"].clamp_min(0)  # rounding can make it −1e-8
     return {name: percentiles(values, confidence) for name, values in samples.items() if len(values)}
 
 

@@ -74,3 +74,10 @@ def test_intervals_are_those_of_all_resamples() -> None:
 def test_no_recovery_no_interval() -> None:
     same = torch.ones(4)
     assert "recovery" not in intervals(Measured({"metric": same, "kl": same}, same, same, {}), draws=10)
+
+
+def test_an_interval_of_the_divergence_is_not_negative() -> None:
+    """It can be no less than 0; rounding can make it so."""
+    values = torch.ones(4)
+    measured = Measured({"metric": values, "kl": torch.full((4,), -4e-8)}, values, 0 * values, {})
+    assert intervals(measured, draws=10)["kl"] == (0.0, 0.0)

@@ -32,8 +32,9 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     files: dict[str, Path] = {}
     engine = FullEngine(experiment)
     try:
-        randoms = [areas(experiment, scores, engine) for scores in random_scores(experiment, job.random, job.seed)]
         found = {name: areas(experiment, c.tested, engine) for name, c in prepared.circuits.items() if c.tested}
+        rivals_of = random_scores(experiment, job.random, job.seed) if found else []
+        randoms = [areas(experiment, scores, engine) for scores in rivals_of]
     except ConfigError as error:
         return Part(
             "areas",
