@@ -38,7 +38,7 @@ class Settings(SelectionSettings):
     Attributes
     ----------
     thresholds: the grid. None: ten, evenly on a logarithmic scale from a thirtieth to thirty times the task's own.
-    nested: an edge gone at a threshold stays gone at larger ones, untested: an approximation, and several times faster.
+    nested: an edge gone at a threshold stays gone at larger ones, untested: an approximation, with half the tests.
     engine, batch_size, memory_gb, verify_every, tie_tolerance: as of `acdc`.
     """
 
