@@ -228,7 +228,7 @@ class Circuit:
                 metrics=dict(data.get("metrics", {})),
                 provenance=dict(data.get("provenance", {})),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(f"{source} is a damaged circuit file: {type(error).__name__} {error}") from error
 
     @classmethod

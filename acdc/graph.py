@@ -77,6 +77,9 @@ class Edge(NamedTuple):
         return cls(sender, receiver)
 
 
+MOST_NODES = 2**17  # heads and MLPs; the largest known models have some 20,000
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """What rebuilds a model's graph.
@@ -118,9 +121,15 @@ class Graph:
     config: the model's shape.
     projection_edges: add the original ACDC's edge between every q, k, v port and its projected value
         (`a5.h1<q>->a5.h1[q]`).
+
+    Raises
+    ------
+    FormatError: more heads and MLPs than any model has; a damaged file may say so, and they would fill the memory.
     """
 
     def __init__(self, config: GraphConfig, projection_edges: bool = False) -> None:
+        if config.n_layers * (config.n_heads + 1) > MOST_NODES:
+            raise FormatError(f"{config.n_layers} layers of {config.n_heads} heads are more than any model has")
         self.config = config
         self.projection_edges = projection_edges
         heads = range(config.n_heads)

@@ -87,7 +87,7 @@ def read_mib_json(path: str | Path) -> Circuit:
         unknown = [name for name in data["edges"] if name not in by_name]
         scores = {edge: float(record["score"]) for edge, record in records.items()}
         kept = {edge: score for edge, score in scores.items() if records[edge]["in_graph"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(
             f"{path} is not a circuit in MIB's format: it should have cfg, nodes and edges, each edge with score and"
             f" in_graph ({type(error).__name__}: {error})"

@@ -70,7 +70,10 @@ def numbers(value: Any) -> Tensor | None:
     """A plain tensor of real numbers in float64, of the same shape; None if something is none."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
         return None
-    return None if value.is_complex() or value.is_quantized else value.detach().double()
+    if value.is_complex() or value.is_quantized:
+        return None
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    return value.detach().double() if value.numel() <= stored else None  # a few numbers can be repeated without end
 
 
 def shown(value: Any) -> str:

@@ -100,7 +100,7 @@ def _from_json(data: bytes, path: Path, source: str) -> Circuit:
 
 
 def _check(circuit: Circuit, source: str) -> None:
-    for edge, score in {**circuit.edges, **circuit.tested}.items():
+    for edge, score in (*circuit.edges.items(), *circuit.tested.items()):
         if not math.isfinite(score):
             raise FormatError(f"{source}: the score of {edge} is {score}, but must be a finite number")
         if edge not in circuit.graph:

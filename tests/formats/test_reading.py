@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,43 @@ def test_other_files_are_one_line_errors(tmp_path: Path, content: bytes, said: s
         read_circuit(tmp_path / "file")
     assert "\n" not in str(raised.value)
     assert "file" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["own", "mib"])
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("shape", "n_layers"), 10**9, "more than any model has"),
+        (("shape", "n_heads"), 10**9, "more than any model has"),
+        (("score",), 10**400, "OverflowError"),
+        (("score",), float("inf"), "must be a finite number"),
+        (("score",), float("nan"), "must be a finite number"),
+    ],
+)
+def test_numbers_beyond_all_bounds(tmp_path: Path, kind: str, path: tuple[str, ...], value: float, said: str) -> None:
+    """A shape that would fill the memory, an effect that no float holds, one that is none although it was tested."""
+    edge = Edge("m0", "logits")
+    circuit = Circuit(Graph(GraphConfig(1, 2, 8)), {edge: 0.5}, {edge: 0.5})
+    (circuit.save if kind == "own" else partial(write_mib_json, circuit))(tmp_path / "file")
+    content = json.loads((tmp_path / "file").read_text())
+    if path[0] == "shape":
+        content["model" if kind == "own" else "cfg"][path[1]] = value
+    elif kind == "own":
+        content["edges"][0]["effect"] = value
+    else:
+        content["edges"][str(edge)]["score"] = value
+    (tmp_path / "file").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=said) as raised:
+        read_circuit(tmp_path / "file")
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_repeated_without_end(tmp_path: Path) -> None:
+    """A tensor of one stored number that says it has 10¹⁰."""
+    scores = prune_scores((2, 2), {str(edge): 0.0 for edge in Graph(GraphConfig(2, 2, 8))})
+    torch.save(scores | {"blocks.0.hook_mlp_in": torch.zeros(1).expand(10**10)}, tmp_path / "scores.pt")
+    with pytest.raises(FormatError, match="no tensor of numbers"):
+        read_circuit(tmp_path / "scores.pt")
 
 
 def test_the_command_line_refuses_them_too(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
