@@ -124,3 +124,12 @@ def test_what_cannot_be_compared(circuits: list[tuple[str, Circuit]], error: typ
     with pytest.raises(error, match=said) as caught:
         compare_circuits(circuits)
     assert "\n" not in str(caught.value)
+
+
+def test_scores_of_different_methods_are_not_called_effects_alone() -> None:
+    circuits = [circuit(E[:3]), circuit(E[1:4])]
+    alike, unlike = "The edges and their effects<", "effects or scores, each circuit's on a scale of its own<"
+    named = [("acdc", circuits[0]), ("edge_pruning", circuits[1])]
+    assert alike in comparison_section(compare_circuits(named)).html
+    circuits[1].method["score"] = "log α"
+    assert unlike in comparison_section(compare_circuits(named)).html

@@ -61,7 +61,9 @@ def _edges(comparison: CircuitComparison, labels: list[str]) -> str:
     ]
     listed = table(["sender", "receiver", "kept by", *labels], cells, numeric=range(2, len(labels) + 3))
     rest = f"<p>{len(rows) - MAX_ROWS:,} more are not listed.</p>" if len(rows) > MAX_ROWS else ""
-    return f"<details><summary>The edges and their effects</summary>{listed}{rest}</details>"
+    scales = {circuit.method.get("score", "effect") for circuit in comparison.circuits}
+    each = " or scores, each circuit's on a scale of its own" if len(scales) > 1 else ""
+    return f"<details><summary>The edges and their effects{each}</summary>{listed}{rest}</details>"
 
 
 def _share(recovery: float | None) -> str:

@@ -65,7 +65,7 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
             " too.</p>"
             + grid.html()
             + (f"<p>{pruned[0].upper()}{pruned[1:]}.</p>" if pruned else "")
-            + image(svg, "worth of each edge against its effect")
+            + image(svg, "worth of each edge against its effect or score")
             + f"<details><summary>The edges, the least first</summary>{_edges(circuit, own).html()}</details>"
         )
         sections.append(Section(f"Minimality{of(name, prepared)}", html))
@@ -108,7 +108,7 @@ def _edges(circuit: Circuit, own: Minimality) -> Grid:
         [edge.sender, edge.receiver, number(worth), number(circuit.edges[edge])]
         for edge, worth in sorted(own.worth.items(), key=lambda item: item[1])
     ]
-    return Grid("Edges", ["sender", "receiver", "worth", "effect in the file"], rows, left=2)
+    return Grid("Edges", ["sender", "receiver", "worth", "effect or score in the file"], rows, left=2)
 
 
 def _prune(prepared: Prepared, circuit: Circuit, threshold: float, path: Path) -> tuple[dict[str, Any], str]:
