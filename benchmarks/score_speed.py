@@ -6,7 +6,7 @@
 Seconds are the processor's, of all threads together, so that other work on the machine counts little. Memory is the
 process's largest, less what it held with the model loaded and both runs made. Of GPT-2 small's shape, `exact` is
 measured at one head's queries and the MLP of every third layer, which stand for all heads' q, k and v and for the
-neighbouring layers, and `eap_ig` on activations with one step instead of five.
+neighbouring layers, `eap_ig` on activations with one step instead of five, and trained masks with ten of their 500.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "exact": {"method": "exact"},
     "hisp": {"method": "hisp"},
     "information_flow": {"method": "information_flow"},
+    "subnetwork_probing": {"method": "subnetwork_probing"},
+    "edge_pruning": {"method": "edge_pruning"},
     "random": {"method": "random"},
 }
+# Of the long ones: with how many steps they are measured on the large model, and how many times that they have.
+IN_PART = {"eap_ig, activations": (1, 5), "subnetwork_probing": (10, 50), "edge_pruning": (10, 50)}
 
 
 def measure(method: str, experiment: Experiment, whole: bool) -> dict[str, float]:
@@ -52,8 +56,9 @@ def measure(method: str, experiment: Experiment, whole: bool) -> dict[str, float
         seconds = sampled_seconds(experiment)
     else:
         options = METHODS[method]
-        if "interpolate" in options and not whole:
-            options, times = {**options, "steps": 1}, 5
+        if method in IN_PART and not whole:
+            steps, times = IN_PART[method]
+            options = {**options, "steps": steps}
         discover(experiment, **options)
         seconds = times * (time.process_time() - start)
     return {"seconds": seconds, "mb": peak_mb() - before, "edges": len(experiment.graph)}
