@@ -34,7 +34,8 @@ EXPLANATIONS = {
     "edges_kept": "edges in the circuit",
     "edges_total": "edges in the model's computational graph",
     "scored": "edges that the method gave a score",
-    "decisions": "edges that were tested; the others were removed untested, since nothing used their receiver",
+    "decisions": "edges that were tested; the others were removed untested: nothing used their receiver, or a shortlist"
+    " ruled them out",
     "near_ties": "tests so close to the threshold that they were settled in float64",
     "tested": "decisions that were evaluated, at all thresholds",
     "shared": "decisions that were taken over from the threshold before",
