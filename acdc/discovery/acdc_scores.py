@@ -122,6 +122,7 @@ class _Grid:
     def run(self) -> Circuit:
         experiment, settings, graph = self.experiment, self.settings, self.experiment.graph
         self.edges = list(graph)
+        self.saved = time.monotonic()  # when; thresholds may be shorter than the time between
         # Its window is never narrowed, so that no near-tie is taken for a decision.
         self.ties = NearTies(experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
         self.loss = experiment.metric.loss_of_model(experiment.clean_logits)
@@ -191,7 +192,6 @@ class _Recorder(NoObserver):
 
     def __init__(self, grid: _Grid) -> None:
         self.grid = grid
-        self.saved = time.monotonic()
 
     def decided(self, decision: Decision, remaining: int) -> None:
         self.grid.runs[-1].append(decision)
@@ -203,6 +203,6 @@ class _Recorder(NoObserver):
         total = len(grid.edges) * len(grid.thresholds)
         done = len(grid.edges) * len(grid.runs) - remaining
         grid.observer.progressed(done, total, {"threshold": grid.thresholds[len(grid.runs) - 1]})
-        if time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES:
-            self.saved = time.monotonic()
+        if time.monotonic() - grid.saved > _SECONDS_BETWEEN_SAVES:
+            grid.saved = time.monotonic()
             grid.save()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 from experiments import experiment, oracle_acdc, random_pairs, small
 from test_shortlist import brute_force
+from torch import Tensor
 
 from acdc.discovery import discover
-from acdc.discovery.base import NoObserver
+from acdc.discovery.base import NoObserver, NoStore
 from acdc.errors import ConfigError
 from acdc.graph import Edge
 
@@ -44,6 +49,23 @@ def test_nested_runs_test_only_what_is_left() -> None:
         tested += len(decisions)
     assert circuit.tested == expected
     assert (circuit.metrics["tested"], circuit.metrics["shared"]) == (tested, 0)
+
+
+def test_thresholds_that_take_seconds_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on 0.2 s a look, every threshold takes less than the 5 s between two saves."""
+
+    class Store(NoStore):
+        kept: list[int] = []  # noqa: RUF012
+
+        def save(self, tensors: Mapping[str, Tensor]) -> None:
+            self.kept.append(len(tensors) - 1)  # thresholds
+
+    ticks = count()
+    monkeypatch.setattr("acdc.discovery.acdc_scores.time", SimpleNamespace(monotonic=lambda: 0.2 * next(ticks)))
+    store = Store()
+    discover(experiment(small("gpt2"), random_pairs(31)), "acdc_scores", thresholds=GRID, store=store)
+    assert len(store.kept) >= 2
+    assert store.kept[0] > 1
 
 
 def test_a_killed_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
