@@ -8,24 +8,12 @@ from typing import Any
 import pytest
 import torch
 from experiments import experiment, naive_value, random_pairs, rows_of, small
+from hooks import HOOKS
 from torch import Tensor
 
 from acdc.engine.joint import SITES, JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_attn_out",  # with what is before it taken off; the bridge's own hook_resid_mid changes nothing
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "head_output": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "neuron": "mlp.hook_post",
-}
 UNITS = {name: "head" for name in ("q", "k", "v", "pattern", "head_output")} | {"neuron": "neuron"}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import make_model
 from experiments import Small, experiment, naive_value, random_pairs, rows_of, small
+from hooks import HOOKS
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -21,20 +22,6 @@ from acdc.patching import patch
 from acdc.patching.result import Patched, SiteMap
 from acdc.patching.sites import KINDS, WAYS, Site
 from acdc.tasks.base import Pair, Task
-
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_attn_out",  # the bridge's own hook_resid_mid is what the MLP reads, not the stream around it
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "head_output": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "neuron": "mlp.hook_post",
-}
 
 
 class Hooked:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from experiments import KINDS as FAMILIES
 from experiments import Small, experiment, random_pairs, rows_of, small
+from hooks import HOOKS
 from torch import Tensor
 
 from acdc import Experiment
@@ -20,20 +21,6 @@ from acdc.patching.result import SiteMap
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import KINDS, WAYS, Site
 from acdc.tasks.base import Pair
-
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_attn_out",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "head_output": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "neuron": "mlp.hook_post",
-}
 
 
 def kinds_of(model: Small, way: str = "auto") -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from experiments import Small, experiment, naive_value, random_pairs, rows_of, small
+from hooks import HOOKS
 from torch import Tensor
 
 from acdc.errors import AcdcError
@@ -23,19 +24,6 @@ from acdc.patching.sites import KINDS, Site
 from acdc.patching.standins import VALUES
 from acdc.tasks.base import Pair
 
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_attn_out",  # the bridge's own hook_resid_mid is what the MLP reads, not the stream around it
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "head_output": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "neuron": "mlp.hook_post",
-}
 LABELS = {6: {"two": [0, 2], "verb": 3, "end": -1}, 5: {"two": [0, 2], "verb": 2, "end": -1}}
 
 
