@@ -8,14 +8,22 @@ that rises from 0 to its full height during the first steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.hard_concrete import Plan, Training, TrainingSettings, check_training, draw, open_share
+from acdc.discovery.hard_concrete import (
+    Plan,
+    Training,
+    TrainingSettings,
+    check_training,
+    draw,
+    gated_circuit,
+    open_share,
+)
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -33,7 +41,6 @@ class Settings(TrainingSettings):
     sparsity: the share of edges to close. node_sparsity: the share of senders to close; None leaves that to the edges.
     warmup: the share of the steps in which the targets rise. lr, multiplier_lr: learning rates of the gates and of the
         Lagrange multipliers.
-    prune: drop edges that are on no path from the input to the logits.
     """
 
     name: str = "edge_pruning"
@@ -42,7 +49,6 @@ class Settings(TrainingSettings):
     warmup: float = 0.8
     lr: float = 0.1
     multiplier_lr: float = 0.3
-    prune: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,15 +108,4 @@ def discover(
     found = torch.minimum(trained["edges"], trained["senders"]).double().tolist()
     scores = {edge: found[graph.port_index[edge.receiver]][graph.sender_index[edge.sender]] for edge in graph}
     best = sorted(scores, key=lambda edge: -scores[edge])[: round((1 - settings.sparsity) * len(graph))]
-    circuit = Circuit(
-        graph,
-        {edge: scores[edge] for edge in best},
-        scores,
-        model=experiment.model.name,
-        task=experiment.task.name,
-        method={**asdict(settings), "score": SCORE},
-        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores)},
-    )
-    if settings.prune:
-        circuit.edges = circuit.on_path().edges
-    return circuit
+    return gated_circuit(experiment, settings, scores, best, SCORE)

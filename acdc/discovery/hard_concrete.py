@@ -7,17 +7,19 @@ closed gate lets the ablated value through (interchange ablation), an open one w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver, NoStore, Observer, Store
 from acdc.engine.full import FullEngine
 from acdc.engine.memory import budget_bytes, check_memory
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
+from acdc.graph import Edge
 from acdc.metrics import Metric, make_metric
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and the ends of the stretched interval, as everybody has them
@@ -63,6 +65,7 @@ class TrainingSettings:
     loss: `kl_div` (to the full model's logits), `metric`, the experiment's own, or `auto`: the metric where it is a
         distance to the model (`kl_div`, `l2`), which masks cannot drive beyond the model, and else `kl_div`.
     seed: of the gates that are drawn. memory_gb: what temporary tensors may take; None is a share of what is free.
+    prune: drop edges that are on no path from the input to the logits.
     """
 
     name: str = ""
@@ -71,6 +74,7 @@ class TrainingSettings:
     loss: str = "auto"
     seed: int = 0
     memory_gb: float | None = None
+    prune: bool = True
 
     def __post_init__(self) -> None:
         check_memory(self.memory_gb)
@@ -207,3 +211,22 @@ def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tup
         own = settings.loss == "metric" or (settings.loss == "auto" and experiment.metric_name in ("kl_div", "l2"))
         metric = part.metric if own else make_metric("kl_div", part.readouts, part.clean_logits)
         yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())
+
+
+def gated_circuit(
+    experiment: Experiment, settings: TrainingSettings, scores: dict[Edge, float], kept: Iterable[Edge], meaning: str
+) -> Circuit:
+    """The circuit of trained gates; `scores`: of every edge, `meaning` says in a sentence what a score is."""
+    graph = experiment.graph
+    circuit = Circuit(
+        graph,
+        {edge: scores[edge] for edge in kept},
+        scores,
+        model=experiment.model.name,
+        task=experiment.task.name,
+        method={**asdict(settings), "score": meaning},
+        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores)},
+    )
+    if settings.prune:
+        circuit.edges = circuit.on_path().edges
+    return circuit

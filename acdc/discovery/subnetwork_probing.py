@@ -7,7 +7,7 @@ gates that are open. A closed gate gives the node its ablated value. What is lef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from acdc.discovery.hard_concrete import (
     TrainingSettings,
     check_training,
     draw,
+    gated_circuit,
     log_alpha_of,
     open_share,
 )
@@ -39,13 +40,11 @@ class Settings(TrainingSettings):
     Attributes
     ----------
     price: λ; what it costs, in units of the loss, that all gates are open. lr: learning rate.
-    prune: drop edges that are on no path from the input to the logits.
     """
 
     name: str = "subnetwork_probing"
     price: float = 3.0
     lr: float = 0.1
-    prune: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,18 +96,7 @@ def discover(
     training = Training(experiment, settings, Plan({"gates": start}, {}, {"gates": settings.lr}, masks, penalty))
     trained = training.run(observer, store)["gates"].double().tolist()
     scores = edge_scores(graph, dict(zip(gated, trained, strict=True)))
-    circuit = Circuit(
-        graph,
-        {edge: score for edge, score in scores.items() if score > 0},
-        scores,
-        model=experiment.model.name,
-        task=experiment.task.name,
-        method={**asdict(settings), "score": SCORE},
-        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores)},
-    )
-    if settings.prune:
-        circuit.edges = circuit.on_path().edges
-    return circuit
+    return gated_circuit(experiment, settings, scores, [edge for edge in scores if scores[edge] > 0], SCORE)
 
 
 def edge_scores(graph: Graph, gates: Mapping[str, float]) -> dict[Edge, float]:
