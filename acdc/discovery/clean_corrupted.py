@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import add_up, check_gradients, check_two_runs, gradient_work, to_circuit
-from acdc.discovery.selection import SelectionSettings
+from acdc.discovery.scores import ScoringSettings, add_up, check_gradients, check_two_runs, gradient_work, to_circuit
 from acdc.engine.gradients import Replaced
 from acdc.experiment import Experiment
 
@@ -22,16 +21,10 @@ SCORE = (
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
-    """The method's options.
-
-    Attributes
-    ----------
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
-    """
+class Settings(ScoringSettings):
+    """The method's options; see `ScoringSettings`."""
 
     name: str = "clean_corrupted"
-    memory_gb: float | None = None
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

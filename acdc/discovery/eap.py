@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import add_up, check_gradients, check_slope, gradient_work, to_circuit
-from acdc.discovery.selection import SelectionSettings
+from acdc.discovery.scores import ScoringSettings, add_up, check_gradients, check_slope, gradient_work, to_circuit
 from acdc.experiment import Experiment
 
 SCORE = (
@@ -22,16 +21,10 @@ SCORE = (
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
-    """EAP's options.
-
-    Attributes
-    ----------
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
-    """
+class Settings(ScoringSettings):
+    """The method's options; see `ScoringSettings`."""
 
     name: str = "eap"
-    memory_gb: float | None = None
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

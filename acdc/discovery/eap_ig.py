@@ -21,6 +21,7 @@ from acdc.ablation import Values
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
 from acdc.discovery.scores import (
+    ScoringSettings,
     add_up,
     check_gradients,
     check_slope,
@@ -28,7 +29,6 @@ from acdc.discovery.scores import (
     gradient_work,
     to_circuit,
 )
-from acdc.discovery.selection import SelectionSettings
 from acdc.engine.gradients import Replaced
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -41,20 +41,18 @@ SCORE = (
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
+class Settings(ScoringSettings):
     """EAP-IG's options.
 
     Attributes
     ----------
     interpolate: `inputs` or `activations`: what is changed step by step from corrupted to clean.
     steps: how many runs there are on the way (of each group of senders, with `activations`).
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
     """
 
     name: str = "eap_ig"
     interpolate: str = "inputs"
     steps: int = 5
-    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

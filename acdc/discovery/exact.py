@@ -15,8 +15,8 @@ from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, Work, add_up, to_circuit
-from acdc.discovery.selection import SelectionSettings, check_selection
+from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
+from acdc.discovery.selection import check_selection
 from acdc.engine.gradients import bytes_per_row, sender_changes
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
@@ -29,16 +29,10 @@ _MOST_BYTES = 2**28  # of one batch: larger ones are no faster
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
-    """The method's options.
-
-    Attributes
-    ----------
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
-    """
+class Settings(ScoringSettings):
+    """The method's options; see `ScoringSettings`."""
 
     name: str = "exact"
-    memory_gb: float | None = None
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

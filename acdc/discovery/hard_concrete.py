@@ -16,7 +16,7 @@ from torch import Tensor
 from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver, NoStore, Observer, Store
 from acdc.engine.full import FullEngine
-from acdc.engine.memory import budget_bytes, check_memory
+from acdc.engine.memory import budget_bytes, check_memory, row_blocks
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
@@ -206,8 +206,7 @@ def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tup
     fit = max(1, budget_bytes(experiment.model.device, settings.memory_gb) // per_row)
     n_batches = -(-n_rows // min(settings.batch_size, fit))
     rows = -(-n_rows // n_batches)
-    for start in range(0, n_rows, rows):
-        part = experiment.rows(start, min(start + rows, n_rows))
+    for part in row_blocks(experiment, rows):
         own = settings.loss == "metric" or (settings.loss == "auto" and experiment.metric_name in ("kl_div", "l2"))
         metric = part.metric if own else make_metric("kl_div", part.readouts, part.clean_logits)
         yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())

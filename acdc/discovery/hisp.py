@@ -17,8 +17,7 @@ from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, Work, add_up, check_gradients, check_slope, to_circuit
-from acdc.discovery.selection import SelectionSettings
+from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, check_gradients, check_slope, to_circuit
 from acdc.engine.gradients import GradientRun, bytes_per_row
 from acdc.engine.mask import port_rows
 from acdc.experiment import Experiment
@@ -31,16 +30,10 @@ SCORE = (
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
-    """The method's options.
-
-    Attributes
-    ----------
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
-    """
+class Settings(ScoringSettings):
+    """The method's options; see `ScoringSettings`."""
 
     name: str = "hisp"
-    memory_gb: float | None = None
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

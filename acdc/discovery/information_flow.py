@@ -15,8 +15,8 @@ from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, Work, add_up, to_circuit
-from acdc.discovery.selection import SelectionSettings, check_selection
+from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
+from acdc.discovery.selection import check_selection
 from acdc.engine.full import streams
 from acdc.engine.gradients import bytes_per_row, sender_outputs
 from acdc.engine.mask import port_rows
@@ -29,19 +29,17 @@ SCORE = (
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
+class Settings(ScoringSettings):
     """The method's options.
 
     Attributes
     ----------
     select: greedy from the logits unless told otherwise, as in the paper and in MIB, since every receiver's shares add
         up to 1, however little it matters.
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
     """
 
     name: str = "information_flow"
     select: str = "greedy"
-    memory_gb: float | None = None
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

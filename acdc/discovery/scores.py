@@ -12,12 +12,28 @@ from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver, NoStore, Observer, Store
 from acdc.discovery.selection import SelectionSettings, check_selection, select
 from acdc.engine.gradients import GradientRun, Replaced, bytes_per_row, sender_changes
-from acdc.engine.memory import row_blocks, rows_at_once
+from acdc.engine.memory import check_memory, row_blocks, rows_at_once
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 
 Piece = Callable[[], Tensor]  # scores, `port sender`, of which a method's are the sum
 FLAT = ("kl_div", "l2")  # metrics that have their least value, and no slope, at the full model
+
+
+@dataclass(frozen=True)
+class ScoringSettings(SelectionSettings):
+    """How scores are computed, besides how edges are chosen by them.
+
+    Attributes
+    ----------
+    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
+    """
+
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_memory(self.memory_gb)
 
 
 @dataclass(frozen=True)

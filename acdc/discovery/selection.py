@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from acdc.circuit import Circuit
-from acdc.engine.memory import check_memory
 from acdc.errors import ConfigError
 from acdc.graph import Edge, Graph, node_of
 
@@ -36,7 +35,6 @@ class SelectionSettings:
     prune: bool = True
 
     def __post_init__(self) -> None:
-        check_memory(getattr(self, "memory_gb", None))  # most methods have it
         if self.select not in WAYS:
             raise ConfigError(f"method.select={self.select} is not known: choose one of {', '.join(WAYS)}")
         if self.edges is not None and self.edges < 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acdc.ablation import Values
 from acdc.engine.full import streams
+from acdc.engine.memory import row_blocks
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
@@ -52,10 +53,7 @@ def blocks(experiment: Experiment, memory: int) -> list[Experiment]:
     """The experiment, or blocks of its rows such that both stored runs of each, and one patched run, fit in half of the
     memory; the other half is for `batch_bytes`."""
     row = ResumedRun(experiment.rows(0, 1), experiment.clean.rows(0, 1))
-    n_rows, rows = len(experiment.batch.clean), max(1, memory // 2 // (2 * row.nbytes + row.bytes_per_variant()))
-    if rows >= n_rows:
-        return [experiment]
-    return [experiment.rows(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+    return list(row_blocks(experiment, max(1, memory // 2 // (2 * row.nbytes + row.bytes_per_variant()))))
 
 
 def batch_bytes(memory: int) -> int:
@@ -78,7 +76,10 @@ def ends(experiment: Experiment) -> tuple[Tensor, ...]:
 
 
 def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
-    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU."""
+    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU.
+
+    Of a block of rows only what these add to it, where `Experiment.by_pair` has their mean: so blocks can be added up.
+    """
     readouts = experiment.readouts
     pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]
     weighted = (values * readouts.weight).double() * len(experiment.pairs)
