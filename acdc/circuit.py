@@ -54,6 +54,16 @@ class Circuit:
         return len(self.edges)
 
     def __contains__(self, edge: object) -> bool:
+        """Whether an edge is kept: an `Edge` or its name, "m0->logits".
+
+        Raises
+        ------
+        FormatError: a string names no edge of the graph.
+        """
+        if isinstance(edge, str):
+            name, edge = edge, Edge.parse(edge)
+            if edge not in self.graph:
+                raise FormatError(f"{name!r} is not an edge of this graph: {self.graph.config}")
         return edge in self.edges
 
     def __iter__(self) -> Iterator[Edge]:
@@ -189,7 +199,7 @@ class Circuit:
     # Reading and writing.
 
     def as_dict(self) -> dict[str, Any]:
-        """The contents of `circuit.json` (docs/circuit_file.md)."""
+        """The contents of `circuit.json`."""
         on_path = self.on_path()
         return {
             "format": FORMAT,

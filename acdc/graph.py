@@ -168,6 +168,9 @@ class Graph:
         return Edge(port, port.replace("<", "[").replace(">", "]"))
 
     def __contains__(self, edge: object) -> bool:
+        """Whether there is such an edge, an `Edge` or its name; FormatError for a string that names none."""
+        if isinstance(edge, str):
+            edge = Edge.parse(edge)
         if not isinstance(edge, Edge):
             return False
         if edge.is_projection:

@@ -48,6 +48,30 @@ def test_an_edge_the_graph_lacks_is_refused() -> None:
             circuit(name)
 
 
+@given(circuits())
+def test_an_edge_is_known_by_its_name_too(one: Circuit) -> None:
+    for edge in one.graph:
+        assert (str(edge) in one) == (edge in one) == (edge in list(one))
+        assert str(edge) in one.graph
+
+
+@pytest.mark.parametrize("name", ["", "m0", "m0-logits", "m0->", "m0->logit", "m0 -> logits", "m0->m1->logits"])
+def test_what_is_no_name_of_an_edge_is_refused(name: str) -> None:
+    for where in (circuit("m0->logits"), GRAPH):
+        with pytest.raises(FormatError) as caught:
+            _ = name in where
+        assert any(repr(part) in str(caught.value) for part in (name, *name.partition("->")))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m7->logits", "m1->m0", "logits->m0", "a1.h0<q>->a1.h0[q]", "input.tok->logits"])
+def test_a_circuit_is_not_asked_for_edges_that_its_model_lacks(name: str) -> None:
+    assert name not in GRAPH
+    assert Edge.parse(name) not in circuit("m0->logits")  # of another circuit, say
+    with pytest.raises(FormatError, match="is not an edge of this graph"):
+        _ = name in circuit("m0->logits")
+
+
 @given(circuits(GRAPH), circuits(GRAPH))
 def test_set_algebra_is_that_of_sets(a: Circuit, b: Circuit) -> None:
     assert set(a | b) == set(a) | set(b)

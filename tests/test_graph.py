@@ -122,7 +122,10 @@ def test_membership_is_that_of_the_list(graph: Graph) -> None:
     listed = set(graph)
     names = [*graph.senders, *graph.ports, *(p.replace("<", "[").replace(">", "]") for p in graph.ports if "<" in p)]
     assert {Edge(a, b) for a in names for b in names if Edge(a, b) in graph} == listed
-    assert "m0->logits" not in graph  # a name is not an edge
+    assert {Edge(a, b) for a in graph.senders for b in names if f"{a}->{b}" in graph} == {
+        e for e in listed if "<" not in e.sender
+    }
+    assert ("m0", "logits") not in graph  # a pair is not an edge
 
 
 @given(graphs)
