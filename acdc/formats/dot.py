@@ -1,15 +1,16 @@
 """DOT: a circuit as Graphviz draws it.
 
 Layers stand bottom to top, the input below, the logits above. A head is a box with its q, k and v ports at the bottom,
-so an edge shows which of them it feeds. An edge has its sender's colour, is as wide as its |effect| relative to the
-largest one, and is dashed where the effect is negative. Projection edges lie inside a head and are not drawn.
+so an edge shows which of them it feeds. An edge has its sender's colour, which is the same in every picture, is as wide
+as its |effect| relative to the largest one, and is dashed where the effect is negative. Projection edges lie inside a
+head and are not drawn.
 """
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -55,7 +56,8 @@ def dot_source(
     ----------
     title: a line above the picture; None describes the circuit (task, model, method, edges), "" leaves it out.
     on_path: draw only what lies on a path from the input to the logits (the default), not every kept edge.
-    max_edges: draw only the strongest edges by |effect|; the picture says so.
+    max_edges: draw only so many, the strongest by |effect|; the picture says so. With `on_path` each of them lies on a
+        drawn path from the input to the logits, and one whole path is drawn at least.
     legend: explain ports, widths and dashes below the title. marks: colour edges by something else than their senders.
     """
     edges, notes = drawn_edges(circuit, on_path=on_path, max_edges=max_edges)
@@ -66,9 +68,9 @@ def dot_source(
     word = "score" if "score" in circuit.method else "effect"
     dot = _digraph(scale, _label(lines, _legend(strongest, dashes, word, marks) if legend and edges else ""))
 
-    used = {node_of(name) for edge in edges for name in edge} | {*circuit.graph.inputs, "logits"}
+    used = {node_of(name) for edge in edges for name in edge} or {*circuit.graph.inputs, "logits"}
     nodes = [name for name in (*circuit.graph.senders, "logits") if name in used]
-    colours = {name: (FRAME, PLAIN) if marks else _colour(i) for i, name in enumerate(nodes)}
+    colours = {name: (FRAME, PLAIN) if marks else _colour(name) for name in nodes}
     rows = _rows(nodes)
     _add_nodes(dot, rows, {edge.receiver for edge in edges}, colours)
     height = {name: i for i, row in enumerate(rows) for name in row}
@@ -99,10 +101,37 @@ def drawn_edges(
     if len(edges) < n_kept:
         notes.append(f"not drawn: {n_kept - len(edges):,} of {n_kept:,} kept edges, on no path from input to logits")
     if max_edges is not None and len(edges) > max_edges:
-        notes.append(f"drawn: the {max_edges:,} strongest of {len(edges):,} edges")
-        strongest = set(sorted(edges, key=lambda edge: -abs(edges[edge]))[:max_edges])
+        ranked = sorted(edges, key=lambda edge: -abs(edges[edge]))
+        strongest = _with_ways(ranked, max_edges, circuit.graph.inputs) if on_path else set(ranked[:max_edges])
+        which = "those on the strongest paths from input to logits" if on_path else "the strongest"
+        notes.append(f"drawn: {len(strongest):,} of {len(edges):,} edges, {which}")
         edges = {edge: effect for edge, effect in edges.items() if edge in strongest}
     return edges, notes
+
+
+def _with_ways(ranked: Sequence[Edge], max_edges: int, inputs: Iterable[str]) -> set[Edge]:
+    """Edges from the strongest on, each with a way from the input to it and on to the logits, so that nothing hangs.
+
+    A way takes every node's strongest edge until it meets a node that is drawn already. One that is too long for what
+    is left of `max_edges` is passed over, but never the first.
+    """
+    into: dict[str, Edge] = {}
+    out: dict[str, Edge] = {}
+    for edge in ranked:
+        into.setdefault(node_of(edge.receiver), edge)
+        out.setdefault(edge.sender, edge)
+    chosen: set[Edge] = set()
+    drawn = {*inputs, "logits"}
+    for edge in ranked:
+        way, first, last = {edge}, edge, edge
+        while first.sender not in drawn:
+            way.add(first := into[first.sender])
+        while node_of(last.receiver) not in drawn:
+            way.add(last := out[node_of(last.receiver)])
+        if not chosen or len(chosen | way) <= max_edges:
+            chosen |= way
+            drawn |= {edge.sender for edge in way} | {node_of(edge.receiver) for edge in way}
+    return chosen
 
 
 def describe(circuit: Circuit) -> str:
@@ -130,11 +159,21 @@ def _digraph(scale: float, label: str) -> graphviz.Digraph:
     return dot
 
 
-def _colour(index: int) -> tuple[str, str]:
-    """A dark colour for a node's frame and outgoing edges, and a light one of the same hue to fill it."""
-    hue = HUES[index % len(HUES)]
-    shade = 0.42 - 0.1 * ((index // len(HUES)) % 2)
-    lines, fill = (colorsys.hls_to_rgb(hue, light, 0.62) for light in (shade, 0.93))
+def _colour(name: str) -> tuple[str, str]:
+    """A dark colour for a node's frame and outgoing edges, and a light one of the same hue to fill it.
+
+    It follows from the name alone, so that a node looks the same in every picture. The heads of a layer differ, up to
+    two dozen of them; MLPs are paler, and inputs darker, than any head.
+    """
+    node = parse_node(name)
+    place = node.head + 5 * node.layer  # 5 and 12 have no divisor in common, so layers differ as well
+    if node.kind == "head":
+        shade, strength = 0.42 - 0.1 * (node.head // len(HUES) % 2), 0.62
+    elif node.kind == "mlp":
+        shade, strength = 0.5, 0.3
+    else:
+        place, shade, strength = int(name == "input.pos"), 0.22, 0.62
+    lines, fill = (colorsys.hls_to_rgb(HUES[place % len(HUES)], light, strength) for light in (shade, 0.93))
     return _hex(lines), _hex(fill)
 
 

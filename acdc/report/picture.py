@@ -87,8 +87,8 @@ def _draw(circuit: Circuit, kinds: list[str], options: dict[str, Any]) -> tuple[
             return _lay_out(dot_source(circuit, **options), kinds)
         except subprocess.TimeoutExpired:
             edges, _ = drawn_edges(circuit, on_path=options.get("on_path", True), max_edges=options["max_edges"])
-            options["max_edges"] = len(edges) // 2
-            if not edges:
+            options["max_edges"] = min(len(edges), options["max_edges"] or len(edges)) // 2  # one path may be more
+            if not options["max_edges"]:
                 return {}, f"no picture was drawn, only DOT written: the layout took more than {TIMEOUT:g} s"
 
 

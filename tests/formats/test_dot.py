@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import networkx as nx
 import pygraphviz
 
 from acdc.circuit import Circuit
@@ -70,10 +71,63 @@ def test_projection_edges_are_not_drawn() -> None:
 
 
 def test_the_strongest_edges_are_chosen_and_the_picture_says_so() -> None:
-    text = dot_source(circuit(), max_edges=2)
-    assert parsed(text).keys() == {"m1->logits", "a0.h1->a1.h0<k>"}
-    assert "the 2 strongest of 5 edges" in text
+    text = dot_source(circuit(), on_path=False, max_edges=2)
+    assert parsed(text).keys() == {"m1->logits", "input->a0.h0<q>"}
+    assert "drawn: 2 of 6 edges, the strongest" in text
     assert "strongest" not in dot_source(circuit(), max_edges=5)
+
+
+def test_of_a_chosen_part_every_edge_lies_on_a_drawn_path() -> None:
+    text = dot_source(circuit(), max_edges=4)
+    assert parsed(text).keys() == {"m1->logits", "a1.h0->m1", "a0.h1->a1.h0<k>", "input->a0.h1<v>"}
+    assert "drawn: 4 of 5 edges, those on the strongest paths from input to logits" in text
+    assert parsed(dot_source(circuit(), max_edges=1)).keys() == parsed(text).keys()  # one whole path at least
+    split = Graph(GraphConfig(2, 2, 8, split_embedding=True))
+    for projection_edges in (False, True):
+        graph = Graph(GraphConfig(4, 3, 8), projection_edges)
+        for seed, of in enumerate((graph, split) * 6):
+            rng = random.Random(seed)
+            edges = {edge: rng.gauss(0, 1) for edge in rng.sample(list(of), len(of) * 2 // 3)}
+            for max_edges in (5, 20, 60):
+                assert_connected(Circuit(of, edges), max_edges)
+
+
+def assert_connected(found: Circuit, max_edges: int) -> None:
+    """No node hangs, the strongest edge is there, and where the strongest are connected they are what is drawn."""
+    whole = {edge: effect for edge, effect in found.on_path().edges.items() if not edge.is_projection}
+    graph = pygraphviz.AGraph(string=dot_source(found, max_edges=max_edges))
+    view = nx.DiGraph([(edge[0], edge[1]) for edge in graph.edges()])
+    if not whole:
+        assert not graph.edges()
+        return
+    assert set(view) == set(graph.nodes())
+    reached = set().union(*(nx.descendants(view, name) | {name} for name in found.graph.inputs if name in view))
+    assert set(view) == reached == nx.ancestors(view, "logits") | {"logits"}
+    drawn = {Edge.parse(name) for name in parsed(graph.to_string())}
+    ranked = sorted(whole, key=lambda edge: -abs(whole[edge]))
+    assert drawn <= set(whole)
+    assert ranked[0] in drawn
+    assert len(drawn) <= max(max_edges, 2 * found.graph.config.n_layers + 1)
+    strongest = Circuit(Graph(found.graph.config), {edge: whole[edge] for edge in ranked[:max_edges]})
+    if len(strongest.on_path()) == len(strongest):
+        assert drawn == set(strongest)
+
+
+def test_a_node_has_the_same_colour_in_every_picture() -> None:
+    graph = Graph(GraphConfig(6, 12, 96))
+    rng = random.Random(0)
+    pictures = [dict.fromkeys(rng.sample(list(graph), size), 1.0) for size in (40, 200, 600)]
+    pictures.append({Edge(sender, "logits"): 1.0 for sender in graph.senders})
+    seen: dict[str, set[str]] = {}
+    for edges in pictures:
+        for name, edge in parsed(dot_source(Circuit(graph, edges), on_path=False)).items():
+            seen.setdefault(name.split("->")[0], set()).add(edge["color"])
+    assert all(len(colours) == 1 for colours in seen.values())
+    colours = {name: next(iter(found)) for name, found in seen.items()}
+    for layer in range(6):  # side by side and one above the other, nodes can be told apart
+        row = ["input", f"m{layer}", *(f"a{layer}.h{head}" for head in range(12))]
+        assert len({colours[name] for name in row}) == len(row)
+    assert len({colours[f"m{layer}"] for layer in range(6)}) == 6
 
 
 def test_the_title_says_what_is_left_out_and_takes_any_text() -> None:

@@ -212,8 +212,20 @@ def test_a_layout_that_takes_too_long_gets_fewer_edges(
     assert not warning
     edges = ElementTree.parse(written[0]).findall(f".//{SVG}g[@class='edge']")
     assert len(edges) == 75
-    assert "the 75 strongest of 150 edges" in written[0].read_text()
+    assert "drawn: 75 of 150 edges, the strongest" in written[0].read_text()
     assert written[1].read_text().count("minlen=") == 150
+
+
+def test_a_layout_that_never_ends_is_given_up(
+    tmp_path: Path, no_dot_on_the_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One path is always drawn, whatever the limit; so it is the limit that must come to its end."""
+    monkeypatch.setattr(picture, "TIMEOUT", 0.3)
+    fake_dot(no_dot_on_the_path, "time.sleep(60)")
+    for limit in (400, None):
+        written, warning = render_all(circuit(), [tmp_path / "c.svg"], max_edges=limit)
+        assert written == [tmp_path / "c.dot"]
+        assert "took more than" in warning
 
 
 def test_pictures_have_a_limit_and_the_dot_has_none(tmp_path: Path) -> None:
