@@ -166,11 +166,11 @@ def _colour(name: str) -> tuple[str, str]:
     two dozen of them; MLPs are paler, and inputs darker, than any head.
     """
     node = parse_node(name)
-    place = node.head + 5 * node.layer  # 5 and 12 have no divisor in common, so layers differ as well
+    layer = 5 * node.layer  # 5 and 12, the number of hues, have no common divisor: twelve layers differ
     if node.kind == "head":
-        shade, strength = 0.42 - 0.1 * (node.head // len(HUES) % 2), 0.62
+        place, shade, strength = layer + node.head, 0.42 - 0.1 * (node.head // len(HUES) % 2), 0.62
     elif node.kind == "mlp":
-        shade, strength = 0.5, 0.3
+        place, shade, strength = layer + 8, 0.48, 0.35
     else:
         place, shade, strength = int(name == "input.pos"), 0.22, 0.62
     lines, fill = (colorsys.hls_to_rgb(HUES[place % len(HUES)], light, strength) for light in (shade, 0.93))
