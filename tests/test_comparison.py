@@ -105,9 +105,12 @@ def test_what_people_see(three: CircuitComparison) -> None:
     assert "a|b <c>" not in html
     assert "3 of 3 (the common core)</td><td class=n>1<" in html
     assert html.count("<code>m1</code>") == 2  # m1->logits and m0->m1
+    assert "recovery is on the pairs it was found on" in html
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(console_table(three))
-    (line,) = [line for line in console.export_text().splitlines() if "flipped" in line and "0.50" in line]
+    lines = console.export_text().splitlines()
+    assert lines[0].rstrip().endswith("recovery is on the pairs it was found on")
+    (line,) = [line for line in lines if "flipped" in line and "0.50" in line]
     assert line.split() == ["flipped", "3", "—", "0.50", "1.00", "0.25"]
 
 

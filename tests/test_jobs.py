@@ -246,7 +246,9 @@ def test_the_spread_over_partners(case: Case, here: Path, capfd: pytest.CaptureF
     assert circuit.metrics["partner_recovery_min"] == pytest.approx(min(recoveries), abs=1e-6)
     assert circuit.metrics["partner_recovery_max"] == pytest.approx(max(recoveries), abs=1e-6)
     assert "The choice of corrupted prompts" in (here / "found" / "report.html").read_text()
-    assert f"recovery {min(recoveries):.1%} to {max(recoveries):.1%}" in capfd.readouterr().out
+    out = " ".join(capfd.readouterr().out.split())
+    assert f"recovery {min(recoveries):.1%} to {max(recoveries):.1%}" in out
+    assert f"recovery {circuit.metrics['recovery']:.1%} on the pairs it was found on" in out
 
 
 # Token and position embeddings apart.

@@ -31,7 +31,7 @@ from acdc.jobs.common import announce, begin, config_yaml, logging_to
 from acdc.jobs.prepare import Prepared
 from acdc.journal import Journal, RunState, TensorStore
 from acdc.report.grades import partners_section
-from acdc.report.html import write_report
+from acdc.report.html import OWN_PAIRS, write_report
 from acdc.report.methods import method_sections
 from acdc.report.pairs import pairs_section, short_table
 from acdc.report.picture import render_all
@@ -188,7 +188,9 @@ def _write_results(
 def _show(circuit: Circuit, folder: Path, console: Console) -> None:
     """The result in a few lines."""
     m = circuit.metrics
-    recovery = "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%}"
+    recovery = (
+        "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%} {OWN_PAIRS}"
+    )
     for name, value in {
         "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
         m["metric"]: f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}",

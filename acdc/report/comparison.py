@@ -8,14 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from acdc.evaluation.comparison import CircuitComparison
-from acdc.report.html import Section, number, table
+from acdc.report.html import OWN_PAIRS, Section, number, table
 
 MAX_ROWS = 100  # edges listed
 
 
 def console_table(comparison: CircuitComparison) -> Table:
     """One row a circuit: its edges, its recovery, and the Jaccard index with each circuit."""
-    title = "Jaccard index of the circuits' edges"
+    title = f"Jaccard index of the circuits' edges; recovery is {OWN_PAIRS}"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
     for name in ("", "edges", "recovery", *comparison.labels):
         shown.add_column(Text(name), justify="left" if not name else "right")
@@ -41,7 +41,7 @@ def comparison_section(comparison: CircuitComparison) -> Section:
         for k, count in reversed(list(enumerate(comparison.kept_by_exactly(), 1)))
     ]
     html = (
-        f"<p>{escape(comparison.summary())}</p>"
+        f"<p>{escape(comparison.summary())} Each circuit's recovery is {OWN_PAIRS}.</p>"
         + table(["", "edges", "recovery", *labels], matrix, numeric=range(1, n + 3))
         + "<h3>How many circuits keep an edge</h3>"
         + table(["kept by", "edges"], counts, numeric=[1])

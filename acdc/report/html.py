@@ -20,6 +20,8 @@ from acdc.graph import LETTERS, Edge, node_of, parse_node
 
 MAX_ROWS = 500  # edges listed in a report; circuit.json has all of them
 
+OWN_PAIRS = "on the pairs it was found on"  # where a search does better than on others
+
 EXPLANATIONS = {
     "clean": "the metric of the full model on the clean prompts",
     "corrupted": "the metric with no edge kept: every edge carries its ablated value",
@@ -97,7 +99,7 @@ def write_report(
         [
             notes_section(notes),
             Section("The circuit", picture(svg) if svg else "<p>No picture: no Graphviz was found to draw it.</p>"),
-            Section("Numbers", metrics_table(circuit.metrics)),
+            Section("Numbers", _on_own_pairs(circuit) + metrics_table(circuit.metrics)),
             Section("Edges by score" if "score" in circuit.method else "Edges by effect", edges_table(circuit)),
             Section("Edges by layer", layers_table(circuit)),
             Section("Edges on no path", _off_path(circuit, on_path)),
@@ -131,7 +133,8 @@ def summary(circuit: Circuit) -> str:
     if isinstance(recovery, int | float) and math.isfinite(recovery):
         text += (
             f"; alone they recover {recovery:.0%} of the metric's way from the model with every edge ablated"
-            f" ({number(circuit.metrics.get('corrupted'))}) to the full model ({number(circuit.metrics.get('clean'))})"
+            f" ({number(circuit.metrics.get('corrupted'))}) to the full model ({number(circuit.metrics.get('clean'))}),"
+            " on the pairs they were found on"
         )
     return text + "."
 
@@ -180,6 +183,15 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         shown = f"{value:.1%}" if share else number(value)
         rows.append([f"<code>{escape(name)}</code>", escape(shown), escape(EXPLANATIONS.get(name, ""))])
     return table(["", "value", "meaning"], rows, numeric=[1]) if rows else ""
+
+
+def _on_own_pairs(circuit: Circuit) -> str:
+    if "recovery" not in circuit.metrics:
+        return ""
+    return (
+        f"<p>What the circuit does is measured {OWN_PAIRS}. On other pairs of the task it often does worse:"
+        " <code>job=evaluate</code> measures it on fresh ones.</p>"
+    )
 
 
 def edges_table(circuit: Circuit) -> str:

@@ -101,6 +101,7 @@ def sections(
 def _meanings(judge: Judge, absent: Sequence[str]) -> list[str]:
     rank = "by the size of their scores" if judge.absolute else "by their scores as they are"
     lines = [
+        "all numbers are of the pairs that the circuits were found on; on others they may be worse",
         f"edges are ranked {rank}, those of a method that selects greedily by growing from the logits",
         "of the best ones those on no path from input to logits are dropped, then the circuit is evaluated in full",
         f"90% at: the least number of best edges that recovers {SHARE:.0%} of the metric; on path: how many of these"

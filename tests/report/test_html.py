@@ -90,6 +90,7 @@ def test_the_first_sentence_says_what_was_found(tmp_path: Path) -> None:
     lead = page(tmp_path, circuit()).text["Circuit · ioi · pocket"]
     for fact in ("ACDC kept 4 of 479 edges", "pocket", "ioi", "τ = 0.03", "94%", "-0.11", "3.42"):
         assert fact in lead
+    assert "on the pairs they were found on" in lead
 
 
 def test_every_part_is_there(tmp_path: Path) -> None:
@@ -99,6 +100,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
     assert "a0.1" in text["The circuit"]
     for name in METRICS:
         assert name in text["Numbers"]
+    assert "on the pairs it was found on" in text["Numbers"]
     assert "94.0%" in text["Numbers"] or "94.1%" in text["Numbers"]
     assert re.search(r"m1\s+logits\s+2.*a0\.h1\s+m1\s+-1.*a0\.h1<v>\s+0\.5", text["Edges by effect"], re.DOTALL)
     assert "3 of the 4 kept edges" in text["Edges on no path"]
