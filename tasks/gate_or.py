@@ -8,7 +8,7 @@ are token ids, because the model has no tokenizer. Clean inputs: `ones` has only
 four. Corruptions: `opposite` flips both bits; `resample` is every other input.
 
 With A=1 B=1 either head alone is enough, so ACDC finds that the first one it tests makes no difference, drops it, and
-keeps the other: half of the circuit is missed (docs/ground_truth.md).
+keeps the other: half of the circuit is missed.
 
 The metric is L2, as in the original, whose OR gate has zero ablation and no recorded threshold: it is that of the tracr
 tasks.

@@ -10,8 +10,7 @@ The model is compiled, not trained (`acdc/model/compile_tracr.py`), so its circu
 numbers (y for z, say) is not used as a corrupted one.
 
 `prompts=original` gives the prompts of the original ACDC's code: four random ids from 0 to 3 and no BOS. For tracr
-these are BOS, PAD, w and x, so BOS stands anywhere, and edges matter that the program does not need
-(docs/ground_truth.md).
+these are BOS, PAD, w and x, so BOS stands anywhere, and edges matter that the program does not need.
 
 The metric is L2, as in the original (there is no answer among tokens to compare); the threshold is the middle of its
 sweep, 1e-5 … 1e-1.

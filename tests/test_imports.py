@@ -142,3 +142,10 @@ def test_names_are_loaded_when_they_are_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_nothing_installed_points_to_pages_that_are_not() -> None:
+    """docs/ and the repository's README stay behind when the package is installed; help and docstrings say it all."""
+    files = [*(ROOT / "acdc").rglob("*.py"), *(ROOT / "tasks").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]
+    assert len(files) > 150
+    assert not [path for path in files if "docs/" in path.read_text()]
