@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 from commands import Case, assert_refused, make_case, read_json
 from PIL import Image
 
+from acdc import Experiment
 from acdc.circuit import Circuit
 from acdc.cli import run
+from acdc.evaluation.areas import areas
 from acdc.graph import Edge
 from acdc.jobs.settings import OF_SEVERAL, PARTS, EvaluateSettings
 
@@ -108,6 +112,43 @@ def test_kl_has_no_better_and_scores_may_be_missing(case: Case, found: Path, her
     assert results["areas"] == {"bare.json": {"absent": "no scores"}}
     assert results["hypotheses"]["bare.json"]["equivalence"]["p_value"] is not None
     assert "threshold" not in results["minimality"]["bare.json"]
+
+
+def test_ties_are_told(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An ACDC run tests no edge into what it has dropped; where those stand in a ranking, no score says."""
+    assert run([*case.arguments(method__threshold=0.3), "hydra.run.dir=run"]) == 0
+    circuit = Circuit.load(here / "run" / "circuit.json")
+    scores, graph = circuit.tested, circuit.graph
+    assert 0 < len(scores) < len(graph)
+    parts = ["job.parts=[areas]", "job.random=0"]
+    capfd.readouterr()
+    assert run([*case.arguments(job="evaluate", circuit="run"), *parts, "hydra.run.dir=out"]) == 0
+    (own,) = read_json(here / "out" / "evaluate.json")["areas"].values()
+    unscored = len(graph) - len(scores)
+    assert own["tied"] >= unscored
+    assert own["scored"] == len(scores)
+    page, console = (here / "out" / "report.html").read_text(), " ".join(capfd.readouterr().out.split())
+    for told in (page, console, own["note"]):
+        assert f"{unscored:,} of {len(graph):,} edges have no score" in told
+        assert f"{own['tied']:,} edges tie with another" in told
+        assert "method=acdc_scores" in told
+    one = Experiment.build(case.model, "pairs", path=str(case.pairs), size=None)
+    far = {edge: scores.get(edge, 0.0) + 1e-9 * i for i, edge in enumerate(graph)}  # the last of equals goes first
+    assert own["ties_reversed"]["cpr"] == pytest.approx(areas(one, far).cpr, abs=1e-6)
+    rows = values_of(here / "out" / "evaluate.csv")
+    assert float(rows["cpr, ties reversed"]) == own["ties_reversed"]["cpr"]
+    assert float(rows["tied edges"]) == own["tied"] == read_json(here / "out" / "metrics.json")["tied_edges"]
+
+    rng = random.Random(0)
+    every = {edge: rng.gauss(0, 3) for edge in graph}
+    for name, strength in (("eap", abs), ("edge_pruning", math.exp)):  # gates: log α, of which −5 is no strong edge
+        Circuit(graph, dict(every), every, method={"name": name}).save(here / f"{name}.json")
+        given = case.arguments(job="evaluate", circuit=f"{name}.json")
+        assert run([*given, *parts, f"hydra.run.dir={name}"]) == 0
+        (own,) = read_json(here / name / "evaluate.json")["areas"].values()
+        assert own["tied"] == 0
+        assert "note" not in own
+        assert own["cmd"] == pytest.approx(areas(one, {e: strength(score) for e, score in every.items()}).cmd)
 
 
 def test_what_several_circuits_are_asked() -> None:

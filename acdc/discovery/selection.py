@@ -66,7 +66,7 @@ def check_selection(graph: Graph, settings: SelectionSettings) -> None:
 
 
 def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> dict[Edge, float]:
-    """The chosen edges with their scores, in the order in which they were chosen; of equals the first in `scores`.
+    """The chosen edges with their scores, in the order of the choice; of equals the one that ACDC tests first.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettin
         return -abs(scores[edge]) if settings.absolute else -scores[edge]
 
     if settings.select == "greedy":
-        chosen = _greedily(graph, {edge: rank(edge) for edge in scores}, settings.how_many(graph))
+        chosen = _greedily(graph, {edge: rank(edge) for edge in graph}, settings.how_many(graph))
     else:
-        chosen = sorted(scores, key=rank)
+        chosen = sorted(graph, key=rank)
         if settings.threshold is not None:
             chosen = [edge for edge in chosen if -rank(edge) >= settings.threshold]
         else:

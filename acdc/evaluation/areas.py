@@ -8,11 +8,16 @@ CPR, the integrated circuit performance ratio, is the area under f, of scores as
 CMD, the integrated circuit-model distance, is the area between f and 1, of scores by size: less is better.
 
 In a small graph a fraction may stand for no edge; f is 0 there.
+
+Edges of equal score, such as those without one, are ranked in the order of ACDC's tests. That is a convention: MIB's
+code leaves it to torch.argsort. Where many tie, as in the circuit file of an ACDC run, whose untested edges all have 0,
+the areas depend on it.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +27,7 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.graph import Edge
+from acdc.graph import Edge, Graph
 from acdc.metrics import recovery
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -43,13 +48,15 @@ def curve(
     fractions: Sequence[float] = FRACTIONS,
     absolute: bool = False,
     engine: FullEngine | None = None,
+    last_first: bool = False,
 ) -> list[Point]:
     """f at each fraction of the edges, by complete evaluations.
 
     Parameters
     ----------
     scores: edges without one have 0; of equal scores the edge that ACDC tests first is the better. Scores of projection
-        edges, which MIB does not know, are left out. absolute: rank by size, whatever the sign.
+        edges, which MIB does not know, are left out. absolute: rank by size, whatever the sign. last_first: of equal
+        scores the edge that ACDC tests last is the better, to see what ties make of the result.
 
     Raises
     ------
@@ -62,7 +69,7 @@ def curve(
     def score(edge: Edge) -> float:
         return abs(scores.get(edge, 0.0)) if absolute else scores.get(edge, 0.0)
 
-    ranked = sorted(graph, key=score, reverse=True)  # stable
+    ranked = sorted(reversed(list(graph)) if last_first else graph, key=score, reverse=True)  # stable
     taken = [Circuit(graph, dict.fromkeys(ranked[: int(f * len(graph))], 0.0)).on_path() for f in fractions]
     masks = [EdgeMask.all(graph), EdgeMask.of(graph, []), *(EdgeMask.of(graph, circuit) for circuit in taken)]
     clean, corrupted, *values = map(experiment.metric.from_loss, engine.losses(masks))
@@ -107,10 +114,18 @@ class Areas:
         return cmd(self.absolute)
 
 
-def areas(experiment: Experiment, scores: Mapping[Edge, float], engine: FullEngine | None = None) -> Areas:
-    """CPR and CMD at MIB's fractions; ConfigError as `curve`."""
+def areas(
+    experiment: Experiment, scores: Mapping[Edge, float], engine: FullEngine | None = None, last_first: bool = False
+) -> Areas:
+    """CPR and CMD at MIB's fractions; the rest as of `curve`."""
     engine = engine or FullEngine(experiment)
-    return Areas(*(curve(experiment, scores, absolute=absolute, engine=engine) for absolute in (False, True)))
+    return Areas(*(curve(experiment, scores, FRACTIONS, absolute, engine, last_first) for absolute in (False, True)))
+
+
+def tied(graph: Graph, scores: Mapping[Edge, float]) -> int:
+    """How many edges have a score of the same size as another edge; one without a score has 0."""
+    sizes = Counter(abs(scores.get(edge, 0.0)) for edge in graph)
+    return sum(count for count in sizes.values() if count > 1)
 
 
 def random_scores(experiment: Experiment, draws: int, seed: int = 0) -> list[dict[Edge, float]]:

@@ -73,8 +73,11 @@ def test_of_equals_the_first_in_the_order_of_the_tests() -> None:
     found = list(select(GRAPH, scores, SelectionSettings(edges=4, prune=False)))
     assert found == list(GRAPH)[:4]
     assert found[0] == Edge("m1", "logits")
+    turned = dict(reversed(scores.items()))  # as another program's file may have them
+    assert list(select(GRAPH, turned, SelectionSettings(edges=4, prune=False))) == found
     greedy = select(GRAPH, scores, SelectionSettings(select="greedy", edges=4, prune=False))
     assert next(iter(greedy)) == Edge("m1", "logits")
+    assert list(select(GRAPH, turned, SelectionSettings(select="greedy", edges=4, prune=False))) == list(greedy)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from experiments import experiment, naive_metric, oracle_logits, random_pairs, r
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
-from acdc.evaluation.areas import FRACTIONS, Point, areas, cmd, cpr, curve
+from acdc.evaluation.areas import FRACTIONS, Point, areas, cmd, cpr, curve, tied
 from acdc.graph import Edge
 
 
@@ -55,6 +55,27 @@ def test_edges_without_a_score_come_between() -> None:
     assert [p.edges for p in curve(one, {direct: 1.0}, (fraction,))] == [1]
     both = areas(one, {direct: -1.0})
     assert [point.fraction for point in both.signed] == list(FRACTIONS)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_ties_go_in_the_order_of_the_tests_or_the_other_way_round(absolute: bool) -> None:
+    """The same as for scores without ties, that are a little smaller from one edge to the next."""
+    one = experiment(small("gpt2"), random_pairs(4, (5, 5, 5)), "logit_diff")
+    rng = random.Random(3)
+    every = list(one.graph)
+    scores = {edge: rng.choice([-1.0, 0.5, 1.0]) for edge in rng.sample(every, len(every) // 3)}
+    for last_first in (False, True):
+        steps = range(len(every)) if last_first else range(len(every), 0, -1)
+        apart = {}
+        for edge, step in zip(every, steps, strict=True):
+            score = scores.get(edge, 0.0)
+            apart[edge] = (abs(score) if absolute else score) + 1e-6 * step
+        assert curve(one, scores, FRACTIONS, absolute, last_first=last_first) == curve(one, apart)
+    assert tied(one.graph, scores) == len(every)
+    assert tied(one.graph, apart) == 0
+    assert tied(one.graph, {**apart, every[3]: -apart[every[7]]}) == 2  # of the same size
+    ends = [areas(one, scores, last_first=last_first) for last_first in (False, True)]
+    assert ends[0].cpr != ends[1].cpr
 
 
 def test_refused() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from acdc.circuit import Circuit
 from acdc.engine.full import FullEngine
 from acdc.errors import ConfigError
-from acdc.evaluation.areas import Areas, areas, random_scores
+from acdc.evaluation.areas import Areas, areas, random_scores, tied
+from acdc.evaluation.method_table import strengths
 from acdc.jobs.evaluate.part import Part, Row, of, settings_of, spread, stem
 from acdc.jobs.prepare import Prepared
 from acdc.report.grades import image
@@ -32,9 +34,14 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     files: dict[str, Path] = {}
     engine = FullEngine(experiment)
     try:
-        found = {name: areas(experiment, c.tested, engine) for name, c in prepared.circuits.items() if c.tested}
+        scores = {
+            name: strengths(c.method.get("name", ""), c.tested) for name, c in prepared.circuits.items() if c.tested
+        }
+        ties = {name: tied(experiment.graph, own) for name, own in scores.items()}
+        found = {name: areas(experiment, own, engine) for name, own in scores.items()}
+        reversed_ = {name: areas(experiment, scores[name], engine, last_first=True) for name in found if ties[name]}
         rivals_of = random_scores(experiment, job.random, job.seed) if found else []
-        randoms = [areas(experiment, scores, engine) for scores in rivals_of]
+        randoms = [areas(experiment, drawn, engine) for drawn in rivals_of]
     except ConfigError as error:
         return Part(
             "areas",
@@ -46,8 +53,15 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
         )
     rivals = spread([{"cpr": one.cpr, "cmd": one.cmd} for one in randoms]) if randoms else None
     for name, own in found.items():
+        circuit, other = prepared.circuits[name], reversed_.get(name)
         values[name] = {"cpr": own.cpr, "cmd": own.cmd, "points": _points(own)} | ({"random": rivals} if rivals else {})
-        rows += [(name, "", "cpr", own.cpr), (name, "", "cmd", own.cmd)]
+        values[name] |= {"scored": len(circuit.tested), "tied": ties[name]}
+        rows += [(name, "", "cpr", own.cpr), (name, "", "cmd", own.cmd), (name, "", "tied edges", ties[name])]
+        note = ""
+        if other:
+            note = _about_ties(circuit, ties[name])
+            values[name] |= {"note": note, "ties_reversed": {"cpr": other.cpr, "cmd": other.cmd}}
+            rows += [(name, "", "cpr, ties reversed", other.cpr), (name, "", "cmd, ties reversed", other.cmd)]
         if rivals:
             rows += [(name, "", f"{key}, random", value) for key, value in rivals["mean"].items()]
         rows += [
@@ -56,22 +70,24 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
             for point in points
         ]
         if len(prepared.circuits) == 1:
-            metrics |= {"cpr": own.cpr, "cmd": own.cmd}
+            metrics |= {"cpr": own.cpr, "cmd": own.cmd, "tied_edges": ties[name]}
         lines = [["scores", number(own.cpr), number(own.cmd)]]
+        if other:
+            lines.append(["with ties reversed", number(other.cpr), number(other.cmd)])
         if rivals:
             lines.append([f"random scores ({len(randoms)})", _both(rivals, "cpr"), _both(rivals, "cmd")])
         grid = Grid(f"{_TITLE}{of(name, prepared)}", ["", "CPR", "CMD"], lines)
-        shown.append(grid.console())
+        shown += [grid.console(), *([note] if note else [])]
         drawn = draw_areas(own, randoms, folder / stem(name, "areas", prepared))
         files |= drawn
         svg = next(path for file, path in drawn.items() if file.endswith("svg"))
-        n_scored = len(prepared.circuits[name].tested)
         html = (
-            f"<p>{n_scored:,} of {len(experiment.graph):,} edges have a score; one without has 0. At each share of the"
-            " edges the best ones are kept alone, less those on no path. CPR is the area under their recovery f, of"
-            " edges ranked by score; CMD the area between f and 1, ranked by size. Low CMD and a CPR near 1 go together"
-            " in a good ranking; CPR alone can be gamed.</p>"
+            f"<p>{len(circuit.tested):,} of {len(experiment.graph):,} edges have a score; one without has 0. At each"
+            " share of the edges the best ones are kept alone, less those on no path. CPR is the area under their"
+            " recovery f, of edges ranked by score; CMD the area between f and 1, ranked by size. Low CMD and a CPR"
+            " near 1 go together in a good ranking; CPR alone can be gamed.</p>"
             + grid.html()
+            + (f"<p>{escape(note)}</p>" if note else "")
             + image(svg, "recovery over shares of the edges")
         )
         sections.append(Section(f"{_TITLE}{of(name, prepared)}", html + _sizes(own).html()))
@@ -79,6 +95,20 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
         shown.append(f"no areas: {name} has no scores")
         values[name] = {"absent": "no scores"}
     return Part("areas", values, rows, metrics, shown, sections, files)
+
+
+def _about_ties(circuit: Circuit, n_tied: int) -> str:
+    """What it means for the areas that so many edges have the same score as another, and what to do."""
+    method, unscored = circuit.method.get("name"), len(circuit.graph) - len(circuit.tested)
+    why = ", since ACDC did not test them," if method == "acdc" else ""
+    text = f"{unscored:,} of {len(circuit.graph):,} edges have no score{why} and count as 0. " if unscored else ""
+    text += (
+        f"{n_tied:,} edges tie with another and are ranked in the order of ACDC's tests, not by what they do; another"
+        " program, MIB's too, may rank them otherwise and find other areas."
+    )
+    if method == "acdc_scores":
+        return text + " More thresholds (method.thresholds) tell more of them apart."
+    return text + (" method=acdc_scores gives every edge a score by ACDC." if unscored else "")
 
 
 def _points(own: Areas) -> list[dict[str, float]]:
