@@ -13,6 +13,7 @@ from experiments import KINDS, experiment, random_pairs, rows_of, small
 from acdc import Experiment
 from acdc.discovery import discover
 from acdc.discovery.hisp import edge_scores
+from acdc.errors import ConfigError
 from acdc.graph import LETTERS, Edge, Graph, GraphConfig, node_of
 from acdc.model import ModelSettings, load_model
 
@@ -95,24 +96,32 @@ def norm(x: torch.Tensor) -> float:
     return sum(abs(value) for value in x.tolist())
 
 
+@pytest.mark.parametrize("position_embedding", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_information_flow_is_the_share_of_proximity(kind: str) -> None:
-    """From the outputs and biases that the oracle finds, number by number."""
+def test_information_flow_is_the_share_of_proximity(kind: str, position_embedding: bool) -> None:
+    """From the outputs and biases that the oracle finds, by number; the input's with positions or without (MIB)."""
     model, pairs = small(kind, 4), random_pairs(3, (4, 3), partners=2)
     one = experiment(model, pairs, "logit_diff")
-    found = discover(one, method="information_flow").tested
+    found = discover(one, method="information_flow", position_embedding=position_embedding).tested
     expected = dict.fromkeys(found, 0.0)
     for pair in pairs:
         _, outputs = oracle.evaluate(model.truth, torch.tensor([pair.clean]))
         for port, (senders, bias) in model.truth.ports.items():
             x = (bias + sum(outputs[s] for s in senders))[0]
+            wrote = outputs if position_embedding else outputs | {"input": model.truth.tok(torch.tensor([pair.clean]))}
             for position in range(len(pair.clean)):
-                rest = {s: x[position] - outputs[s][0, position] for s in senders}
+                rest = {s: x[position] - wrote[s][0, position] for s in senders}
                 near = {s: max(0.0, norm(x[position]) - norm(rest[s])) for s in senders}
                 for s in senders:
                     expected[Edge(s, port)] += near[s] / (sum(near.values()) or 1.0) / len(pair.clean) / len(pairs)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert discover(one, method="information_flow").method["select"] == "greedy"
+
+
+def test_positions_that_are_a_sender_are_not_left_out() -> None:
+    one = Experiment.build("tracr_reverse", "tracr_reverse", ablation="zero")
+    with pytest.raises(ConfigError, match=r"input\.pos"):
+        discover(one, method="information_flow", position_embedding=False)
 
 
 # Random.
