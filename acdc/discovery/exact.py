@@ -21,8 +21,6 @@ from acdc.engine.gradients import bytes_per_row, sender_changes
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
-from acdc.graph import parse_node
-from acdc.model.linear import linear
 
 SCORE = "the loss with only this edge removed − the loss of the full model: positive means that the edge helps"
 _MOST_BYTES = 2**28  # of one batch: larger ones are no faster
@@ -87,36 +85,10 @@ class Effects:
         metric, n_senders = self.experiment.metric, self.graph.n_senders_of(receiver)
         weight = self.experiment.readouts.weight.double()
         effects = torch.zeros(len(self.graph.ports), len(self.graph.senders), dtype=torch.float64)
-        node = parse_node(receiver)
-        layer = len(self.model.layers) - 1 if receiver == "logits" else node.layer
-        point = "mid" if node.kind == "head" else "post"
+        layer, point = self.run.point_of(receiver)
         for start in range(0, n_senders, self.at_once):
             senders = slice(start, min(start + self.at_once, n_senders))
-            values = self.run.metric_values(layer, point, self._written(receiver, self.changes[senders]))
+            values = self.run.metric_values(layer, point, self.run.written([receiver], self.changes[senders]))
             difference = ((values.double() - self.run.unchanged.double()) * weight).sum(-1)
             effects[self.graph.port_index[receiver], senders] = metric.as_loss(difference).cpu()
         return effects
-
-    def _written(self, receiver: str, change: Tensor) -> Tensor:
-        """What changes of a receiver's input, `sender row pos d_model`, add to the residual stream, of that shape.
-
-        Where nothing can change it is 0 exactly, so that it need not be computed further on.
-        """
-        if receiver == "logits":
-            return change
-        node, run = parse_node(receiver), self.run
-        layer, touched = self.model.layers[node.layer], change.any(-1)
-        if node.kind == "mlp":
-            assert layer.mlp is not None
-            stream = run.pre if self.model.config.parallel_attn_mlp else run.mid
-            x = stream[node.layer].expand_as(change)[touched]
-            written = torch.zeros_like(change)
-            written[touched] = layer.mlp(x + change[touched]) - layer.mlp(x)
-            return written
-        qkv = {"q": run.q, "k": run.k, "v": run.v}
-        before = {letter: of_layers[node.layer][node.head] for letter, of_layers in qkv.items()}
-        after = {**before, node.port: layer.project_head(node.port, node.head, run.pre[node.layer] + change)}
-        z, new = (layer.mix(x["q"], x["k"], x["v"], self.experiment.attention_mask) for x in (before, after))
-        if node.port != "q":  # a key or value is read by later queries, or by all
-            touched = touched.cumsum(-1) > 0 if self.model.causal else touched.any(-1, keepdim=True)
-        return linear((new - z) * touched[..., None], layer.W_O[node.head].T)

@@ -67,7 +67,7 @@ def _importance(block: Experiment) -> Tensor:
     """Σ over rows of |activation · gradient| of each port's node, `port sender`, the same for every sender."""
     graph = block.graph
     scores = torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
-    for at in GradientRun(block).gradients():
+    for at in GradientRun.computed(block).at_ports():
         if at.value is not None and at.value_gradient is not None:
             by_row = (at.value.double() * at.value_gradient.double()).sum((-2, -1))
             scores[at.rows] = by_row.abs().sum(-1, keepdim=True).cpu()

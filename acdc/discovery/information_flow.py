@@ -20,11 +20,11 @@ from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
 from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
 from acdc.discovery.selection import check_selection
-from acdc.engine.full import streams
 from acdc.engine.gradients import bytes_per_row, sender_outputs
 from acdc.engine.mask import port_rows
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.model.forward import streams
 
 SCORE = (
     "the share of the receiver's input that the sender makes in the clean run, by its proximity to that input; it has"

@@ -141,7 +141,7 @@ def products(block: Experiment, changes: Tensor, replaced: Replaced | None = Non
     graph = block.graph
     scores = changes.new_zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
     flat = changes.flatten(1)
-    for at in GradientRun(block, replaced).gradients():
+    for at in GradientRun.computed(block, replaced).at_ports():
         n_senders = graph.n_senders_of(graph.ports[at.rows.start])
         scores[at.rows, :n_senders] = (at.gradient.flatten(1) @ flat[:n_senders].T).double()
     return scores

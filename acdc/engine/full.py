@@ -13,33 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acdc.ablation import Values
 from acdc.engine.mask import EdgeMask, port_rows
 from acdc.engine.memory import budget_bytes
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Graph
-from acdc.model.parts import LanguageModel
-
-
-def streams(model: LanguageModel, values: Values) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The inputs of each layer's q, k, v ports, of each MLP, and of the logits, each `pair pos d_model`.
-
-    A port's input is the sum of the outputs of all its senders and of the attention output biases before it, which are
-    never ablated. Of ablated values these are the ports' ablated inputs.
-    """
-    stream = values.inputs.sum(0)
-    attention, mlp = [], []
-    for i, layer in enumerate(model.layers):
-        attention.append(stream)
-        attended = stream + layer.write_together(values.heads[i])
-        if layer.b_O is not None:
-            attended = attended + layer.b_O
-        if layer.mlp is None:
-            stream = attended
-        else:
-            mlp.append(stream if model.config.parallel_attn_mlp else attended)
-            stream = attended + values.mlps[i]
-    return attention, mlp, stream
+from acdc.model.forward import Site, forward, streams
 
 
 @dataclass(frozen=True)
@@ -131,57 +109,14 @@ class FullEngine:
 
         Returns `variant readout d_model`.
         """
-        model, ablated = self.model, self.experiment.ablated
-        graph: Graph = self.experiment.graph
-        needed = needed or Needed.everything(graph)
-        ports = ports.to(model.device, model.dtype)
-        # What senders add to a port through present edges: output − ablated output, in groups that came together.
-        changes = self._clean_changes(needed.first_layer)
+        run = _EdgewiseRun(self, ports, projections, needed or Needed.everything(self.experiment.graph), added)
+        mask = self.experiment.attention_mask
+        forward(
+            self.model, self.logits_base, run, run.needed.first_layer, mask=mask, heads=run.needed.heads.__getitem__
+        )
+        return run.at_logits()
 
-        def received(base: Tensor, rows: Tensor) -> Tensor:
-            value = base.expand(len(ports), len(rows), *base.shape)
-            if added is not None:
-                value = value + added(rows)
-            if ports.requires_grad and len(changes) > 1:
-                # As one group: the sums of many leave holes in the heap, which grows to ten times what is in it.
-                parts = [change.expand(len(ports), *change.shape[1:]) for _, change in changes]
-                changes[:] = [(torch.cat([senders for senders, _ in changes]), torch.cat(parts, 1))]
-            for senders, change in changes:
-                edges = ports[:, rows][:, :, senders]
-                if not edges.requires_grad:
-                    present = edges.flatten(0, 1).any(0).nonzero()[:, 0]
-                    if not len(present):
-                        continue
-                    edges, change = edges[:, :, present], change[:, present]
-                variants = "v" if len(change) == len(ports) else "u"
-                value = value + torch.einsum(f"vrs,{variants}s...->vr...", edges, change)
-            return value
-
-        for i in range(needed.first_layer, len(model.layers)):
-            layer = model.layers[i]
-            port_of, mlp_row = port_rows(graph, i)
-            heads, first_head = needed.heads[i], graph.sender_index[f"a{i}.h0"]
-            if len(heads):
-                projected = {}
-                for letter in LETTERS:
-                    rows = heads + port_of[letter].start
-                    value = layer.project(letter, received(self.attention_base[i], rows), heads)
-                    if projections is not None:
-                        kept = projections[:, rows].to(value)[..., None, None, None]
-                        removed = layer.project(letter, self.attention_base[i].expand(len(heads), -1, -1, -1), heads)
-                        value = kept * value + (1 - kept) * removed
-                    projected[letter] = value
-                z = layer.mix(projected["q"], projected["k"], projected["v"], self.experiment.attention_mask)
-                changes.append((heads + first_head, layer.write(z - ablated.heads[i, heads], heads)))
-            if layer.mlp is not None and mlp_row is not None and needed.mlps[i]:
-                value = received(self.mlp_base[i], torch.tensor([mlp_row]))
-                sender = torch.tensor([graph.sender_index[f"m{i}"]])
-                changes.append((sender, layer.mlp(value) - ablated.mlps[i]))
-        read = self.experiment.read
-        changes = [(senders, read(change)[:, :, None]) for senders, change in changes]  # few positions are looked at
-        return received(read(self.logits_base)[None], torch.tensor([len(graph.ports) - 1]))[:, 0, 0]
-
-    def _clean_changes(self, first_layer: int) -> list[tuple[Tensor, Tensor]]:
+    def clean_changes(self, first_layer: int) -> list[tuple[Tensor, Tensor]]:
         """Clean − ablated of the senders before a layer, the inputs and one layer a group: `1 sender pair pos d`."""
         clean, ablated, graph = self.experiment.clean, self.experiment.ablated, self.experiment.graph
         changes = [(torch.arange(len(graph.inputs)), (clean.inputs - ablated.inputs)[None])]
@@ -226,3 +161,87 @@ class FullEngine:
             for start in range(0, len(masks), self.max_variants)
             for loss in metric.loss(self.logits(masks[start : start + self.max_variants], metric.columns)).tolist()
         ]
+
+
+class _EdgewiseRun:
+    """The visitor that gives every port what its present edges bring, and keeps what every sender adds by them.
+
+    Nothing is written to the residual stream. Parameters as in `FullEngine.stream`.
+    """
+
+    def __init__(
+        self,
+        engine: FullEngine,
+        ports: Tensor,
+        projections: Tensor | None,
+        needed: Needed,
+        added: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.engine, self.model, self.graph = engine, engine.model, engine.experiment.graph
+        self.ports = ports.to(self.model.device, self.model.dtype)
+        self.projections, self.needed, self.added = projections, needed, added
+        # What senders add to a port through present edges: output − ablated output, in groups that came together.
+        self.changes = engine.clean_changes(needed.first_layer)
+
+    def __call__(self, site: Site, value: Tensor | None) -> Tensor | None:
+        kind, i = site
+        ablated = self.engine.experiment.ablated
+        if kind.endswith("_input"):
+            heads = self.needed.heads[i]
+            return self._received(self.engine.attention_base[i], self._rows(i, kind[0])) if len(heads) else None
+        if kind == "mlp_in":
+            row = port_rows(self.graph, i)[1]
+            return self._received(self.engine.mlp_base[i], torch.tensor([row])) if self.needed.mlps[i] else None
+        if value is None:
+            return None
+        if kind in LETTERS and self.projections is not None:
+            return self._projected(kind, i, value)
+        if kind == "head_output":
+            heads, layer = self.needed.heads[i], self.model.layers[i]
+            senders = heads + self.graph.sender_index[f"a{i}.h0"]
+            self.changes.append((senders, layer.write(value - ablated.heads[i, heads], heads)))
+            return None
+        if kind == "mlp_out":
+            self.changes.append((torch.tensor([self.graph.sender_index[f"m{i}"]]), value - ablated.mlps[i]))
+            return None
+        return value
+
+    def at_logits(self) -> Tensor:
+        """What the logits receive at the readouts, `variant readout d_model`."""
+        read = self.engine.experiment.read
+        # Few positions are looked at.
+        self.changes = [(senders, read(change)[:, :, None]) for senders, change in self.changes]
+        base = read(self.engine.logits_base)[None]
+        return self._received(base, torch.tensor([len(self.graph.ports) - 1]))[:, 0, 0]
+
+    def _rows(self, i: int, letter: str) -> Tensor:
+        return self.needed.heads[i] + port_rows(self.graph, i)[0][letter].start
+
+    def _projected(self, letter: str, i: int, value: Tensor) -> Tensor:
+        """q, k or v, or where the projection edge is gone the ablated one."""
+        assert self.projections is not None
+        heads, layer = self.needed.heads[i], self.model.layers[i]
+        kept = self.projections[:, self._rows(i, letter)].to(value)[..., None, None, None]
+        removed = layer.project(letter, self.engine.attention_base[i].expand(len(heads), -1, -1, -1), heads)
+        return kept * value + (1 - kept) * removed
+
+    def _received(self, base: Tensor, rows: Tensor) -> Tensor:
+        """The inputs of the ports of some rows, `variant port ...` where `base`, the ablated one, is `...`."""
+        ports, changes = self.ports, self.changes
+        value = base.expand(len(ports), len(rows), *base.shape)
+        if self.added is not None:
+            value = value + self.added(rows)
+        if ports.requires_grad and len(changes) > 1:
+            # As one group: the sums of many leave holes in the heap, which grows to ten times what is in it.
+            parts = [change.expand(len(ports), *change.shape[1:]) for _, change in changes]
+            changes[:] = [(torch.cat([senders for senders, _ in changes]), torch.cat(parts, 1))]
+        for senders, change in changes:
+            edges = ports[:, rows][:, :, senders]
+            if not edges.requires_grad:
+                present = edges.flatten(0, 1).any(0).nonzero()[:, 0]
+                if not len(present):
+                    continue
+                edges, change = edges[:, :, present], change[:, present]
+            variants = "v" if len(change) == len(ports) else "u"
+            value = value + torch.einsum(f"vrs,{variants}s...->vr...", edges, change)
+        return value

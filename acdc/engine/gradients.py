@@ -1,13 +1,13 @@
-"""The loss's gradient at the input of every port, from the logits backward, one layer at a time.
+"""Gradients from the logits backward, one layer at a time.
 
 Every port reads the residual stream, to which each sender adds its output. So the gradient at the stream before a layer
-is that behind it plus those at the layer's ports; only one layer is differentiated at once, and what is kept of the run
-is the stream before each layer's attention and MLP.
+is that behind it plus those at the layer's ports. Only one layer is differentiated at once, and what is kept of the run
+is the stream that each layer's attention and MLP read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from acdc.engine.mask import port_rows
 from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS
+from acdc.model.forward import Record, Site, forward, streams
 from acdc.model.parts import LanguageModel
 
 
@@ -27,13 +28,18 @@ class Replaced:
 
     Attributes
     ----------
-    kind: `inputs`, `heads` (all of a layer) or `mlp`. layer: not of the inputs.
+    kind: `inputs`, `heads` (all of a layer) or `mlp`.
+    layer: not of the inputs.
     value: as in `Values`: `input row pos d_model`, `head row pos d_head` or `row pos d_model`.
     """
 
     kind: str
     layer: int
     value: Tensor
+
+    def is_at(self, site: Site) -> bool:
+        """Whether the outputs are those of a site of a layer."""
+        return (self.kind, self.layer) == ({"head_output": "heads", "mlp_out": "mlp"}.get(site.kind), site.layer)
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ class AtPorts:
     ----------
     rows: the ports' rows in `Graph.ports`.
     gradient: of the loss by each port's input, the raw residual stream: `port row pos d_model`.
-    value, value_gradient: what the ports make of it and the loss's gradient by that: the heads' q, k or v, `port row
-        pos d_head`, or what the MLP writes, `1 row pos d_model`; None for `logits`.
+    value: what the ports make of it, the heads' q, k or v, `port row pos d_head`, or what the MLP writes, `1 row pos
+        d_model`; None for `logits`.
+    value_gradient: the loss's gradient by that value.
     """
 
     rows: slice
@@ -54,96 +61,182 @@ class AtPorts:
     value_gradient: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LayerGradients:
+    """The gradients at the three points of a layer's residual stream, `row pos d_model` each, and at its ports.
+
+    Attributes
+    ----------
+    pre: before attention.
+    mid: between attention and MLP. A change there also goes through the MLP, if that reads what attention has written.
+    post: behind both.
+    ports: of MLP, q, k and v, as far as they were asked for.
+    """
+
+    pre: Tensor
+    mid: Tensor
+    post: Tensor
+    ports: tuple[AtPorts, ...] = ()
+
+    def at(self, point: str) -> Tensor:
+        """The gradient at `pre`, `mid` or `post`."""
+        return {"pre": self.pre, "mid": self.mid, "post": self.post}[point]
+
+
 class GradientRun:
     """A run of the whole model on an experiment's rows, and the gradients of the loss in it.
 
-    Parameters
+    Attributes
     ----------
-    replaced: outputs of some senders put in the place of those of the clean run, from which the run goes on.
+    attention, mlp: the stream that each layer's heads and MLP read, `row pos d_model`.
+    final: the last residual stream.
     """
 
-    @torch.no_grad()
-    def __init__(self, experiment: Experiment, replaced: Replaced | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        attention: list[Tensor],
+        mlp: list[Tensor],
+        final: Tensor,
+        replaced: Replaced | None = None,
+    ) -> None:
         self.experiment, self.model, self.replaced = experiment, experiment.model, replaced
+        self.attention, self.mlp, self.final = attention, mlp, final
+
+    @classmethod
+    def stored(cls, experiment: Experiment, values: Values) -> GradientRun:
+        """The run whose sender outputs are `values`."""
+        return cls(experiment, *streams(experiment.model, values))
+
+    @classmethod
+    @torch.no_grad()
+    def computed(cls, experiment: Experiment, replaced: Replaced | None = None) -> GradientRun:
+        """The run on the clean prompts, in which the outputs of some senders may be replaced."""
         inputs = experiment.clean.inputs if replaced is None or replaced.kind != "inputs" else replaced.value
-        stream = inputs.sum(0)
-        self.attention: list[Tensor] = []  # the stream that q, k and v read
-        self.mlp: list[Tensor] = []  # that MLPs read
-        for i, layer in enumerate(self.model.layers):
-            self.attention.append(stream)
-            z = self._replaced("heads", i)
-            if z is None:
-                q, k, v = (layer.project_together(letter, stream) for letter in LETTERS)
-                z = layer.mix(q, k, v, experiment.attention_mask)
-            attended = stream + layer.write_together(z)
-            if layer.b_O is not None:
-                attended = attended + layer.b_O
-            if layer.mlp is not None:
-                self.mlp.append(stream if self.model.config.parallel_attn_mlp else attended)
-                written = self._replaced("mlp", i)
-                attended = attended + (layer.mlp(self.mlp[-1]) if written is None else written)
-            stream = attended
-        self.final = stream
+        record = Record("attn_in", "mlp_in")
 
-    def _replaced(self, kind: str, layer: int) -> Tensor | None:
-        at = self.replaced
-        return at.value if at is not None and (at.kind, at.layer) == (kind, layer) else None
+        def at(site: Site, value: Tensor | None) -> Tensor | None:
+            return replaced.value if replaced is not None and replaced.is_at(site) else record(site, value)
 
-    def gradients(self) -> Iterator[AtPorts]:
+        final = forward(experiment.model, inputs.sum(0), at, mask=experiment.attention_mask)
+        return cls(experiment, record["attn_in"], record["mlp_in"], final, replaced)
+
+    def at_ports(self) -> Iterator[AtPorts]:
         """The gradients at all ports, receivers from the logits backward; ports of replaced senders have none.
 
         Raises
         ------
         RunError: the gradient is no number.
         """
-        graph, parallel = self.experiment.graph, self.model.config.parallel_attn_mlp
-        stream = self._at_logits()
-        if not bool(stream.isfinite().all()):
-            raise RunError("the gradient of the loss is no number: try model.dtype=float32 or another metric")
-        yield AtPorts(slice(len(graph.ports) - 1, len(graph.ports)), stream[None])
-        for i in range(len(self.model.layers) - 1, -1, -1):
-            heads, mlp = port_rows(graph, i)
-            before = stream  # of the whole layer, as far as it is known
-            if mlp is not None and self._replaced("mlp", i) is None:
-                gradient, value = self._at_mlp(i, stream)
-                yield AtPorts(slice(mlp, mlp + 1), gradient[None], value[None], stream[None])
-                before = before + gradient
-            if self._replaced("heads", i) is None:
-                at_heads = self._at_heads(i, stream if parallel else before)
-                for letter, at in zip(LETTERS, at_heads, strict=True):
-                    yield AtPorts(heads[letter], *at)
-                    before = before + at[0].sum(0)
-            stream = before
+        n_ports = len(self.experiment.graph.ports)
+        at_logits = self.at_logits()
+        yield AtPorts(slice(n_ports - 1, n_ports), at_logits[None])
+        for _, gradients, _ in self.layers(at_logits, at_ports=True):
+            yield from gradients.ports
 
-    def _at_logits(self) -> Tensor:
-        """At the last residual stream, `row pos d_model`."""
+    def layers(
+        self, behind: Tensor, at_ports: bool = False, drop: bool = False
+    ) -> Iterator[tuple[int, LayerGradients, Mapping[int, LayerGradients]]]:
+        """The layers from the last to the first: the layer, its gradients, and with `drop` those of GradDrop.
+
+        GradDrop (Kramár et al. 2024): for each layer the gradients with what that layer writes held fixed; given for
+        this layer and every later one, since holding an earlier one changes nothing.
+
+        Parameters
+        ----------
+        behind: the gradient at the last residual stream, `row pos d_model`.
+        at_ports: whether every head's port has a gradient of its own, in `LayerGradients.ports`.
+        """
+        dropped: dict[int, Tensor] = {}
+        for i in range(len(self.model.layers) - 1, -1, -1):
+            first, *others = self._through(i, [behind, *dropped.values()], at_ports)
+            here = dict(zip(dropped, others, strict=True))
+            if drop:
+                here[i] = LayerGradients(behind, behind, behind)
+            yield i, first, here
+            behind, dropped = first.pre, {layer: gradients.pre for layer, gradients in here.items()}
+
+    def at_logits(self) -> Tensor:
+        """The gradient of the loss at the last residual stream, `row pos d_model`.
+
+        Raises
+        ------
+        RunError: the gradient is no number.
+        """
         metric, readouts = self.experiment.metric, self.experiment.readouts
+        x = self.experiment.read(self.final).detach().requires_grad_()
         with torch.enable_grad():
-            x = self.experiment.read(self.final).requires_grad_()
-            (gradient,) = torch.autograd.grad(metric.loss(self.model.unembed(x, metric.columns)), x)
+            loss = metric.loss(self.model.unembed(x, metric.columns))
+        (gradient,) = torch.autograd.grad(loss, x)
+        if not bool(gradient.isfinite().all()):
+            raise RunError("the gradient of the loss is no number: try model.dtype=float32 or another metric")
         return torch.zeros_like(self.final).index_put_((readouts.pair, readouts.position), gradient, accumulate=True)
 
-    def _at_mlp(self, i: int, behind: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient at an MLP's input and what the MLP writes; `behind`: the gradient there."""
-        mlp = self.model.layers[i].mlp
-        assert mlp is not None
-        with torch.enable_grad():
-            x = self.mlp[i].detach().requires_grad_()
-            value = mlp(x)
-            (gradient,) = torch.autograd.grad(value, x, behind)
-        return gradient, value.detach()
+    def _through(self, i: int, behind: Sequence[Tensor], at_ports: bool) -> list[LayerGradients]:
+        """Gradients behind a layer as gradients in it and before it."""
+        inputs, values = self._layer(i, at_ports)
+        rows, mlp_row = port_rows(self.experiment.graph, i)
+        found = []
+        for post in behind:
+            mid = pre = post
+            ports = []
+            if "mlp_in" in inputs and mlp_row is not None:
+                written = values["mlp_out"]
+                (gradient,) = _vjp(written, [inputs["mlp_in"]], post)
+                ports.append(AtPorts(slice(mlp_row, mlp_row + 1), gradient[None], written.detach()[None], post[None]))
+                pre = post + gradient
+                mid = post if self.model.config.parallel_attn_mlp else pre
+            if "attn_in" in inputs:
+                pre = pre + _vjp(values["attn_out"], [inputs["attn_in"]], mid)[0]
+            elif "q_input" in inputs:
+                projected = [values[letter] for letter in LETTERS]
+                streams = [inputs[f"{letter}_input"] for letter in LETTERS]
+                gradients = _vjp(values["attn_out"], [*streams, *projected], mid)
+                for j, (letter, value) in enumerate(zip(LETTERS, projected, strict=True)):
+                    ports.append(AtPorts(rows[letter], gradients[j], value.detach(), gradients[j + len(LETTERS)]))
+                    pre = pre + gradients[j].sum(0)
+            found.append(LayerGradients(pre, mid, post, tuple(ports)))
+        return found
 
-    def _at_heads(self, i: int, behind: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of q, k and v: the gradient at the heads' ports, the projected value, and the gradient at that."""
-        layer = self.model.layers[i]
+    def _layer(self, i: int, at_ports: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a layer reads, as leaves of a graph of its own, and the values that it makes of that, by site.
+
+        Senders that are replaced read nothing.
+        """
+        inputs: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        n_heads = self.model.layers[i].n_heads
+        of_mlp, of_heads = (Site(kind, i) for kind in ("mlp_out", "head_output"))
+
+        def at(site: Site, value: Tensor | None) -> Tensor | None:
+            if site.kind in ("mlp_in", "attn_in") or site.kind.endswith("_input"):
+                writes = of_mlp if site.kind == "mlp_in" else of_heads
+                if value is None or (self.replaced is not None and self.replaced.is_at(writes)):
+                    return None
+                if site.kind.endswith("_input"):
+                    value = value.expand(n_heads, -1, -1, -1)
+                value = self.mlp[i] if site.kind == "mlp_in" else value
+                inputs[site.kind] = value = value.detach().requires_grad_()
+            elif value is not None:
+                values[site.kind] = value
+            return value
+
+        whole = slice(None)
         with torch.enable_grad():
-            x = self.attention[i].expand(layer.n_heads, -1, -1, -1)
-            inputs = [x.detach().requires_grad_() for _ in LETTERS]  # a port of its own for each head
-            values = [layer.project(letter, port) for letter, port in zip(LETTERS, inputs, strict=True)]
-            q, k, v = values
-            written = layer.write_together(layer.mix(q, k, v, self.experiment.attention_mask))
-            gradients = torch.autograd.grad(written, (*inputs, *values), behind)
-        return [(gradients[j], values[j].detach(), gradients[j + len(LETTERS)]) for j in range(len(LETTERS))]
+            forward(
+                self.model,
+                self.attention[i],
+                at,
+                i,
+                i + 1,
+                mask=self.experiment.attention_mask,
+                heads=(lambda _: whole) if at_ports else None,
+            )
+        return inputs, values
+
+
+def _vjp(output: Tensor, of: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, of, gradient, retain_graph=True)
 
 
 def sender_changes(experiment: Experiment) -> Tensor:

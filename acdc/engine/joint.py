@@ -14,21 +14,7 @@ import torch
 from torch import Tensor
 
 from acdc.engine.resumed import ResumedRun
-
-# What can be replaced, in the order in which a layer computes it.
-SITES = (
-    "resid_pre",
-    "q",
-    "k",
-    "v",
-    "pattern",
-    "head_output",
-    "attn_out",
-    "resid_mid",
-    "neuron",
-    "mlp_out",
-    "resid_post",
-)
+from acdc.model.forward import Site, forward
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class JointValues:
 
 
 class JointRun:
-    """`base`: the run that is changed. Replacements are keyed by one of `SITES` and the layer."""
+    """`base`: the run that is changed. Replacements are keyed by `acdc.model.forward.Site`."""
 
     def __init__(self, base: ResumedRun) -> None:
         self.base, self.model, self.experiment = base, base.model, base.experiment
@@ -93,38 +79,25 @@ class JointRun:
         attention's, which belongs to the residual stream.
         """
 
-        def put(name: str, computed: Tensor) -> Tensor:
-            here = replaced.get((name, i))
-            return (
-                computed if here is None else torch.where(_from(start, here.where), _from(start, here.value), computed)
-            )
-
-        def with_earlier(stored: Tensor, computed: Tensor) -> Tensor:
-            """Keys or values with those before `start`, which are the base's."""
-            return torch.cat((stored[..., :start, :].expand(len(computed), -1, -1, -1, -1), computed), -2)
-
         first = min(layer for _, layer in replaced)
         n_variants = max(len(one.where) for one in replaced.values())
-        mask, parallel = self.experiment.attention_mask[:, start:], self.model.config.parallel_attn_mlp
+        values: dict[str, dict[int, Tensor]] = {"head_output": {}, "mlp_out": {}}
+
+        def at(site: Site, value: Tensor | None) -> Tensor | None:
+            if value is not None and (here := replaced.get(site)) is not None:
+                value = torch.where(_from(start, here.where), _from(start, here.value), value)
+            if site.kind in ("k", "v") and value is not None:  # those before `start` are the base's
+                stored = (self.base.k if site.kind == "k" else self.base.v)[site.layer][..., :start, :]
+                value = torch.cat((stored.expand(len(value), -1, -1, -1, -1), value), -2)
+            if site.kind in values and value is not None:
+                values[site.kind][site.layer] = value
+            return value
+
+        mask = self.experiment.attention_mask[:, start:]
         positions = torch.arange(start, self.base.pre[0].shape[-2], device=mask.device)
-        heads, mlps = {}, {}
         x = self.base.pre[first][:, start:].expand(n_variants, -1, -1, -1)
-        for i in range(first, len(self.model.layers)):
-            layer = self.model.layers[i]
-            x = put("resid_pre", x)
-            q, k, v = (put(letter, layer.project_together(letter, x, positions)) for letter in "qkv")
-            k, v = with_earlier(self.base.k[i], k), with_earlier(self.base.v[i], v)
-            heads[i] = put("head_output", put("pattern", layer.attend(q, k, mask)) @ v)
-            attended = x + put("attn_out", layer.write_together(heads[i]))
-            if layer.b_O is not None:
-                attended = attended + layer.b_O
-            attended = put("resid_mid", attended)
-            if layer.mlp is not None:
-                neurons = put("neuron", layer.mlp.neurons(x if parallel else attended))
-                mlps[i] = put("mlp_out", layer.mlp.write(neurons))
-                attended = attended + mlps[i]
-            x = put("resid_post", attended)
-        return JointValues(heads, mlps, x)
+        stream = forward(self.model, x, at, first, mask=mask, positions=positions)
+        return JointValues(values["head_output"], values["mlp_out"], stream)
 
 
 def _first_position(where: Tensor) -> int:

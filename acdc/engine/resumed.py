@@ -7,14 +7,17 @@ positions that the metric reads are computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.engine.full import streams
 from acdc.experiment import Experiment
+from acdc.graph import LETTERS, parse_node
+from acdc.model.forward import streams
+from acdc.model.linear import linear
 
 POINTS = ("pre", "mid", "post")  # of a layer: before its attention, between attention and MLP, behind both
 
@@ -139,3 +142,63 @@ class ResumedRun:
         if layer.mlp is None:
             return attended
         return attended + layer.mlp(x if self.model.config.parallel_attn_mlp else attended)
+
+    # What ports make of a change of their input.
+
+    def point_of(self, port: str) -> tuple[int, str]:
+        """The layer and point at which what a port makes of its input reaches the residual stream."""
+        node = parse_node(port)
+        if node.kind == "logits":
+            return len(self.model.layers) - 1, "post"
+        return node.layer, "mid" if node.kind == "head" else "post"
+
+    def written(self, ports: Sequence[str], change: Tensor) -> Tensor:
+        """What ports add to the residual stream at the point where all of them write.
+
+        It is 0 exactly where nothing can change, so that it need not be computed further on.
+
+        Parameters
+        ----------
+        ports: of one point: heads' ports of a layer, one MLP's or the logits'.
+        change: of the input of all of them, `variant row pos d_model`.
+
+        Returns `variant row pos d_model`.
+        """
+        node = parse_node(ports[0])
+        if node.kind == "logits":
+            return change
+        if node.kind == "mlp":
+            return self.written_by_mlp(node.layer, change)
+        return self._written_by_heads(node.layer, ports, change)
+
+    def written_by_mlp(self, i: int, change: Tensor) -> Tensor:
+        """What the MLP of a layer makes of a change of its input, `variant row pos d_model`."""
+        mlp, out, touched = self.model.layers[i].mlp, torch.zeros_like(change), change.any(-1)
+        assert mlp is not None
+        stored = (self.pre if self.model.config.parallel_attn_mlp else self.mid)[i]
+        here, written = (t.expand_as(change)[touched] for t in (stored, self.values.mlps[i]))
+        out[touched] = mlp(here + change[touched]) - written
+        return out
+
+    def _written_by_heads(self, i: int, ports: Sequence[str], change: Tensor) -> Tensor:
+        layer, x = self.model.layers[i], self.pre[i] + change
+        out, mask = torch.zeros_like(change), self.experiment.attention_mask
+        letters: dict[int, str] = {}
+        for port in ports:
+            node = parse_node(port)
+            letters[node.head] = letters.get(node.head, "") + node.port
+        # Of its query alone a token feels only a change of its own.
+        reached = change.any(-1) if set("".join(letters.values())) == {"q"} else self.reached(change)
+        for head, changed in letters.items():
+            q, k, v = (
+                layer.project_head(letter, head, x) if letter in changed else stored[i][head]
+                for letter, stored in zip(LETTERS, (self.q, self.k, self.v), strict=True)
+            )
+            moved = (layer.mix(q, k, v, mask) - self.values.heads[i, head]) * reached[..., None]
+            out += linear(moved, layer.W_O[head].T)
+        return out
+
+    def reached(self, change: Tensor) -> Tensor:
+        """Where attention can feel a change of the stream: `variant row pos d_model` → `variant row pos`."""
+        touched = change.any(-1)
+        return touched.cumsum(-1) > 0 if self.model.causal else touched.any(-1, keepdim=True).expand_as(touched)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.engine.full import streams
 from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, node_of, parse_node
+from acdc.model.forward import streams
 from acdc.model.linear import linear
 
 READ, ALL = 0, 1  # where a node is needed

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.engine.full import streams
 from acdc.errors import ConfigError
 from acdc.evaluation.ground_truth import Truth, with_projections
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Edge, Graph, node_of, parse_node
+from acdc.model.forward import streams
 from acdc.model.parts import LanguageModel, Layer, Mlp
 
 MOST_FELT = 14  # all subsets of a node's felt edges are tried

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
+from acdc.model.forward import Record, forward
 from acdc.model.parts import LanguageModel
 
 # Hugging Face's RMS norms compute in float32 whatever the model's precision.
@@ -50,23 +51,15 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
 
     stream = model.embed(tokens).sum(0)
     compare("the embedding", stream, "blocks.0.hook_in")
+    last = len(model.layers) - 1
     for i, layer in enumerate(model.layers):
-        before = cache[f"blocks.{i}.hook_in"]
-        own = _attend(layer, before, mask)
-        compare(f"attention of layer {i}", own, f"blocks.{i}.attn.hook_out")
-        attended = stream + _attend(layer, stream, mask)
-        if layer.mlp is None:
-            stream = attended
-            continue
-        parallel = model.config.parallel_attn_mlp
-        compare(f"the MLP of layer {i}", layer.mlp(before if parallel else before + own), f"blocks.{i}.mlp.hook_out")
-        stream = attended + layer.mlp(stream if parallel else attended)
-    compare("the unembedding", model.unembed(cache[f"blocks.{len(model.layers) - 1}.hook_out"]), "unembed.hook_out")
+        written = Record("attn_out", "mlp_out")
+        forward(model, cache[f"blocks.{i}.hook_in"], written, i, i + 1, mask=mask)
+        attended = written["attn_out"][0]
+        attended = attended if layer.b_O is None else attended + layer.b_O
+        compare(f"attention of layer {i}", attended, f"blocks.{i}.attn.hook_out")
+        if layer.mlp is not None:
+            compare(f"the MLP of layer {i}", written["mlp_out"][0], f"blocks.{i}.mlp.hook_out")
+    stream = forward(model, stream, Record(), mask=mask)
+    compare("the unembedding", model.unembed(cache[f"blocks.{last}.hook_out"]), "unembed.hook_out")
     return compare("the whole model", model.unembed(stream), "unembed.hook_out")
-
-
-def _attend(layer: Any, x: Tensor, mask: Tensor) -> Tensor:
-    """The attention output of a layer with its bias, for one residual stream `pair pos d_model`."""
-    q, k, v = (layer.project(letter, x[None]) for letter in "qkv")
-    out = layer.write_together(layer.mix(q, k, v, mask))
-    return out if layer.b_O is None else out + layer.b_O

@@ -205,7 +205,7 @@ class Layer:
         scores = (q @ k.transpose(-2, -1)) * self.scale
         return scores.masked_fill(mask, float("-inf")).softmax(-1)
 
-    def write_together(self, z: Tensor, heads: Sequence[int] | slice = slice(None)) -> Tensor:
+    def write_together(self, z: Tensor, heads: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
         """What heads write in all: `... head pair pos d_head` → `... pair pos d_model`, without the layer's bias."""
         return linear(z.movedim(-4, -2).flatten(-2), self.W_O[heads].flatten(0, 1).T)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.engine.full import streams
 from acdc.engine.memory import row_blocks
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
+from acdc.model.forward import streams
 
 DIRECTIONS = ("noise", "denoise")
 _MOST_BYTES = 2**28  # of one batch: larger ones are no faster

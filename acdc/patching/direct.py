@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.engine.full import streams
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.model.forward import streams
 from acdc.patching import base
 from acdc.patching.base import Progress
 

@@ -3,11 +3,12 @@ once (Nanda 2023; Syed et al. 2023), with the corrections of AtP* (Kramár et al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from acdc.engine.gradients import GradientRun, LayerGradients
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
@@ -15,7 +16,6 @@ from acdc.experiment import Experiment
 from acdc.patching import base, site_settings
 from acdc.patching.base import Progress
 from acdc.patching.changes import Changes
-from acdc.patching.gradients import LayerGradients, backward
 from acdc.patching.result import SiteMap
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
@@ -95,6 +95,17 @@ def estimate(
             change = change * (towards if direction == "denoise" else -towards)
         maps.append(SiteMap(grids[i], direction, unpatched + change, ends[0], ends[1]))
     return maps
+
+
+def backward(run: ResumedRun, drop: bool = False) -> Iterator[tuple[int, LayerGradients, Mapping[int, LayerGradients]]]:
+    """The gradients of a stored run, layer by layer; see `GradientRun.layers`.
+
+    What is differentiated is the sum over readouts of weight × pairs × metric, so a row's gradient tells what a change
+    of it does to its pair's metric.
+    """
+    experiment = run.experiment
+    gradients = GradientRun.stored(experiment, run.values)
+    return gradients.layers(experiment.metric.as_loss(gradients.at_logits()) * len(experiment.pairs), drop=drop)
 
 
 class _Effects:

@@ -52,12 +52,12 @@ class PathRun:
         # at once; other sets by themselves.
         together: dict[object, list[int]] = {}
         for i, path in enumerate(paths):
-            ways = {(self._stage(port), self._point(port)) for port in path.receivers.members}
+            ways = {(self._stage(port), self.base.point_of(port)) for port in path.receivers.members}
             together.setdefault(ways.pop() if len(ways) == 1 else path.receivers.members, []).append(i)
         for indices in together.values():
             ports = paths[indices[0]].receivers.members
             stages = sorted({self._stage(port) for port in ports})
-            points = list({self._point(port) for port in ports})
+            points = list({self.base.point_of(port) for port in ports})
             at_once = max(1, self.memory // self._bytes(len(stages)))
             for start in range(0, len(indices), at_once):
                 some = indices[start : start + at_once]
@@ -80,13 +80,6 @@ class PathRun:
         if node.kind == "logits":
             return 2 * len(self.model.layers)
         return 2 * node.layer + (node.kind == "mlp" and not self.model.config.parallel_attn_mlp)
-
-    def _point(self, port: str) -> tuple[int, str]:
-        """Where what a receiver makes of its input reaches the stream, as in `ResumedRun`."""
-        node = parse_node(port)
-        if node.kind == "logits":
-            return len(self.model.layers) - 1, "post"
-        return node.layer, "mid" if node.kind == "head" else "post"
 
     # The first pass.
 
@@ -128,7 +121,7 @@ class PathRun:
             x = self.base.pre[i] + before[active]
             q, k, v = (layer.project_together(letter, x)[:, responding] for letter in LETTERS)
             new = layer.mix(q, k, v, self.base.experiment.attention_mask) - self.base.values.heads[i, responding]
-            z[:, responding] = new * self._reached(before[active])[:, None, ..., None]
+            z[:, responding] = new * self.base.reached(before[active])[:, None, ..., None]
         for h, mine in enumerate(sending[:, active]):
             z[mine, h] = self.heads[i, h]
         change[active] = layer.write_together(z)
@@ -137,26 +130,10 @@ class PathRun:
     def _of_mlp(self, i: int, inputs: Tensor, has: Mapping[str, Tensor]) -> Tensor:
         """What the MLP of a layer adds to the stream, whose change at its port is `inputs`."""
         name = f"m{i}"
-        change = self._mlp(i, inputs) if name in self.through else torch.zeros_like(inputs)
+        change = self.base.written_by_mlp(i, inputs) if name in self.through else torch.zeros_like(inputs)
         if name in has:
             change[has[name]] = self.mlps[i]
         return change
-
-    def _mlp(self, i: int, inputs: Tensor) -> Tensor:
-        """What the MLP makes of a change of its input: exactly nothing where there is none."""
-        mlp, change, touched = self.model.layers[i].mlp, torch.zeros_like(inputs), inputs.any(-1)
-        assert mlp is not None
-        here, written = (t.expand_as(inputs)[touched] for t in (self._mlp_input(i), self.base.values.mlps[i]))
-        change[touched] = mlp(here + inputs[touched]) - written
-        return change
-
-    def _reached(self, change: Tensor) -> Tensor:
-        """Where attention can feel a change of the stream: `variant row pos d_model` → `variant row pos`."""
-        touched = change.any(-1)
-        return touched.cumsum(-1) > 0 if self.model.causal else touched.any(-1, keepdim=True).expand_as(touched)
-
-    def _mlp_input(self, i: int) -> Tensor:
-        return (self.base.pre if self.model.config.parallel_attn_mlp else self.base.mid)[i]
 
     # The second pass.
 
@@ -168,30 +145,8 @@ class PathRun:
         out = torch.zeros_like(change)
         for ports in dict.fromkeys(receivers):
             which = [i for i, mine in enumerate(receivers) if mine == ports]
-            node = parse_node(ports[0])
-            if node.kind == "logits":
-                out[which] = change[which]
-            elif node.kind == "mlp":
-                out[which] = self._mlp(node.layer, change[which])
-            else:
-                out[which] = self._by_heads(node.layer, change[which], ports) * self._reached(change[which])[..., None]
+            out[which] = self.base.written(ports, change[which])
         return out
-
-    def _by_heads(self, i: int, change: Tensor, ports: Sequence[str]) -> Tensor:
-        layer, base = self.model.layers[i], self.base
-        x, written = base.pre[i] + change, torch.zeros_like(change)
-        letters: dict[int, str] = {}
-        for port in ports:
-            node = parse_node(port)
-            letters[node.head] = letters.get(node.head, "") + node.port
-        for head, changed in letters.items():
-            q, k, v = (
-                layer.project_head(letter, head, x) if letter in changed else stored[i][head]
-                for letter, stored in zip(LETTERS, (base.q, base.k, base.v), strict=True)
-            )
-            z = layer.mix(q, k, v, base.experiment.attention_mask) - base.values.heads[i, head]
-            written += z @ layer.W_O[head]
-        return written
 
     def _followed(self, changes: Mapping[int, Tensor], ports: Sequence[str]) -> Tensor:
         """The metric at each readout, `variant readout`, for receivers in several places; none responds to another.
@@ -208,6 +163,6 @@ class PathRun:
                     where = everywhere[:, None] & torch.tensor(told, device=self.place.device)[:, None, None, None]
                     replaced[letter, i] = Replaced(where, recorded)
             if f"m{i}" in ports:
-                recorded = self.base.values.mlps[i] + self._mlp(i, changes[self._stage(f"m{i}")])
+                recorded = self.base.values.mlps[i] + self.base.written_by_mlp(i, changes[self._stage(f"m{i}")])
                 replaced["mlp_out", i] = Replaced(everywhere, recorded)
         return JointRun(self.base).metric_values(replaced)

@@ -31,8 +31,8 @@ from acdc.patching.base import (
     roles,
     runs_of,
 )
+from acdc.patching.estimates import backward
 from acdc.patching.features import Example, PatchedFeatures
-from acdc.patching.gradients import backward
 from acdc.patching.positions import Place, places
 from acdc.patching.reconstruction import POINTS, Survey, activation, features_of, real_tokens
 from acdc.patching.result import SiteMap

@@ -11,7 +11,7 @@ from experiments import experiment, naive_value, random_pairs, rows_of, small
 from hooks import HOOKS
 from torch import Tensor
 
-from acdc.engine.joint import SITES, JointRun, Replaced
+from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 
 UNITS = {name: "head" for name in ("q", "k", "v", "pattern", "head_output")} | {"neuron": "neuron"}
@@ -77,7 +77,7 @@ def test_sites_replaced_together_are_what_hooks_do(kind: str) -> None:
     with torch.no_grad():
         _, cache = model.bridge.run_with_cache(rows.corrupted)
         for _ in range(12):
-            names = [n for n in SITES if not (n == "resid_mid" and model.parts.config.parallel_attn_mlp)]
+            names = [n for n in HOOKS if not (n == "resid_mid" and model.parts.config.parallel_attn_mlp)]
             chosen = [(name, rng.randrange(2), rng.randrange(2), rng.randrange(5)) for name in rng.sample(names, 3)]
             replaced = {}
             for name, layer, unit, token in chosen:
