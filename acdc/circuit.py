@@ -15,7 +15,7 @@ import networkx as nx
 
 from acdc.errors import FormatError
 from acdc.files import write_json
-from acdc.graph import Edge, Graph, GraphConfig, node_of, parse_node
+from acdc.graph import Edge, Graph, GraphConfig
 
 FORMAT = "acdc-circuit"
 VERSION = 1
@@ -144,7 +144,7 @@ class Circuit:
 
     def nodes(self) -> list[str]:
         """The nodes that an edge begins or ends at, in the order of the graph."""
-        used = {node_of(name) for edge in self.edges for name in edge}
+        used = {self.graph.node_of(name) for edge in self.edges for name in edge}
         return [name for name in (*self.graph.senders, "logits") if name in used]
 
     # The graph view.
@@ -157,19 +157,20 @@ class Circuit:
         """
         view: nx.DiGraph[str] = nx.DiGraph(**{k: v for k, v in self.graph.config.as_dict().items() if v is not None})
         view.graph["projection_edges"] = self.graph.projection_edges
-        for name in (*self.graph.inputs, "logits"):
-            view.add_node(name, kind=parse_node(name).kind)
+        ends = (*self.graph.inputs, "logits")
+        for name in ends:
+            view.add_node(name, kind=self.graph[name].kind)
         for edge, effect in self.edges.items():
             view.add_edge(edge.sender, edge.receiver, kind="edge", effect=float(effect))
         for name in list(view):
-            node = parse_node(name)
-            view.nodes[name].update(kind="port" if node.port or node.projected else node.kind, layer=node.layer)
+            node = self.graph[name]
+            view.nodes[name].update(kind="port" if node.letter else node.kind, layer=node.layer)
             if node.kind == "head":
-                view.nodes[name]["head"] = node.head
-            if node.projected or (node.port and not self.graph.projection_edges):
-                view.add_edge(name, node_of(name), kind="inside")
-                view.nodes[node_of(name)].update(kind="head", layer=node.layer, head=node.head)
-        for name in (*self.graph.inputs, "logits"):
+                view.nodes[name]["head"] = node.unit
+            if node.projected or (node.letter and not self.graph.projection_edges):
+                view.add_edge(name, str(node.node), kind="inside")
+                view.nodes[str(node.node)].update(kind="head", layer=node.layer, head=node.unit)
+        for name in ends:
             view.nodes[name].pop("layer", None)
         return view
 

@@ -183,8 +183,9 @@ class Experiment:
         part.__dict__["_clean_run"] = (self.clean.rows(start, stop), self._clean_run[1][start:stop])
         return part
 
-    @property
+    @cached_property
     def graph(self) -> Graph:
+        """The model's computational graph."""
         return Graph(self.model.config)
 
     @cached_property

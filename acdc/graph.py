@@ -24,34 +24,66 @@ _NODE = re.compile(
 
 
 class Node(NamedTuple):
-    """A parsed name. `kind` is input, head, mlp or logits; `port` is the letter in `<q>`, `projected` that in `[q]`."""
+    """What a name stands for: a row of the graph's table.
+
+    Attributes
+    ----------
+    kind: `input`, `head`, `mlp` or `logits`.
+    layer: −1 of the inputs, beyond all layers of the logits.
+    unit: a head's number in its layer; which of the inputs.
+    place: the positions it stands at; empty for all of them.
+    letter: `q`, `k` or `v` of a head's port, and of what it is projected to; empty for the node itself.
+    projected: whether the name is that of the projected q, k or v (`a5.h1[q]`).
+    """
 
     kind: str
     layer: int
-    head: int = 0
-    port: str = ""
-    projected: str = ""
+    unit: int = 0
+    place: str = ""
+    letter: str = ""
+    projected: bool = False
+
+    @property
+    def is_port_of_head(self) -> bool:
+        """Whether it is `<q>`, `<k>` or `<v>`."""
+        return bool(self.letter) and not self.projected
+
+    @property
+    def node(self) -> Node:
+        """The node itself, of a port or projected value."""
+        return self._replace(letter="", projected=False)
+
+    def __str__(self) -> str:
+        if self.kind == "head":
+            around = "[]" if self.projected else "<>"
+            return f"a{self.layer}.h{self.unit}" + (around[0] + self.letter + around[1] if self.letter else "")
+        return f"m{self.layer}" if self.kind == "mlp" else self.kind if self.kind == "logits" else INPUTS[self.unit]
+
+
+INPUTS = ("input", "input.tok", "input.pos")
+AFTER_ALL = 1 << 30  # the layer of the logits
 
 
 def parse_node(name: str) -> Node:
-    """The parts of a node's or port's name; FormatError if it is none."""
+    """What a name stands for in any graph; FormatError if it is no name. For names that come from outside."""
     match = _NODE.fullmatch(name)
     if match is None:
         raise FormatError(
             f"{name!r} is not the name of a node: expected input, a0.h1, a0.h1<q>, m0 or logits (MIB's names)"
         )
     if match["input"]:
-        return Node("input", -1)
+        return Node("input", -1, INPUTS.index(name))
     if match["logits"]:
-        return Node("logits", 1 << 30)
+        return Node("logits", AFTER_ALL)
     if match["mlp"]:
         return Node("mlp", int(match["mlp"]))
-    return Node("head", int(match["layer"]), int(match["head"]), match["port"] or "", match["projected"] or "")
+    letter = match["port"] or match["projected"] or ""
+    return Node("head", int(match["layer"]), int(match["head"]), letter=letter, projected=bool(match["projected"]))
 
 
-def node_of(port: str) -> str:
-    """The node a port belongs to: `a5.h1<q>` and `a5.h1[q]` → `a5.h1`; `m5` → `m5`."""
-    return port.split("<")[0].split("[")[0]
+def node_of(name: str) -> str:
+    """The node that a port of any graph belongs to: `a5.h1<q>` and `a5.h1[q]` → `a5.h1`; `m5` → `m5`."""
+    return str(parse_node(name).node)
 
 
 class Edge(NamedTuple):
@@ -132,29 +164,100 @@ class Graph:
             raise FormatError(f"{config.n_layers} layers of {config.n_heads} heads are more than any model has")
         self.config = config
         self.projection_edges = projection_edges
-        heads = range(config.n_heads)
-        self.inputs = ("input.tok", "input.pos") if config.split_embedding else ("input",)
-        senders, ports = list(self.inputs), []
+        self.inputs = INPUTS[1:] if config.split_embedding else INPUTS[:1]
+        self._table: dict[str, Node] = {}
         self._prefix: dict[str, int] = {}
+        senders, ports = [self._row(parse_node(name)) for name in self.inputs], []
 
-        def add_port(name: str, n_senders: int) -> None:
-            ports.append(name)
-            self._prefix[name] = n_senders
+        def add_port(node: Node, n_senders: int) -> None:
+            ports.append(self._row(node))
+            self._prefix[ports[-1]] = n_senders
 
         for layer in range(config.n_layers):
             before = len(senders)
+            heads = [Node("head", layer, head) for head in range(config.n_heads)]
             for letter in LETTERS:
                 for head in heads:
-                    add_port(f"a{layer}.h{head}<{letter}>", before)
-            senders += [f"a{layer}.h{head}" for head in heads]
+                    add_port(head._replace(letter=letter), before)
+                    self._row(head._replace(letter=letter, projected=True))
+            senders += [self._row(head) for head in heads]
             if not config.attn_only:
-                add_port(f"m{layer}", before if config.parallel_attn_mlp else len(senders))
-                senders.append(f"m{layer}")
-        add_port("logits", len(senders))
+                mlp = Node("mlp", layer)
+                add_port(mlp, before if config.parallel_attn_mlp else len(senders))
+                senders.append(self._row(mlp))
+        add_port(Node("logits", AFTER_ALL), len(senders))
         self.senders: tuple[str, ...] = tuple(senders)
         self.ports: tuple[str, ...] = tuple(ports)
         self.sender_index = {name: i for i, name in enumerate(self.senders)}
         self.port_index = {name: i for i, name in enumerate(self.ports)}
+
+    def _row(self, node: Node) -> str:
+        """Put a node into the table; its name."""
+        name = str(node)
+        self._table[name] = node
+        return name
+
+    # The table.
+
+    def __getitem__(self, name: str) -> Node:
+        """The row of a sender, a port or a projected value.
+
+        Raises
+        ------
+        FormatError: the model has nothing of that name.
+        """
+        try:
+            return self._table[name]
+        except KeyError:
+            raise FormatError(f"{name!r} does not exist in a graph of this shape: {self.config}") from None
+
+    def has(self, name: str) -> bool:
+        """Whether the model has a sender, a port or a projected value of that name."""
+        return name in self._table
+
+    def node_of(self, name: str) -> str:
+        """The node that a port belongs to: `a5.h1<q>` and `a5.h1[q]` → `a5.h1`; `m5` → `m5`."""
+        return str(self[name].node)
+
+    def ports_of(self, node: str) -> tuple[str, ...]:
+        """The ports of a node: q, k and v of a head, an MLP or the logits itself; an input has none."""
+        row = self[node]
+        if row.kind == "head":
+            return tuple(str(row._replace(letter=letter)) for letter in LETTERS)
+        return () if row.kind == "input" else (node,)
+
+    def heads(self, layer: int) -> tuple[str, ...]:
+        """The heads of a layer, which stand behind each other in `senders`."""
+        return tuple(str(Node("head", layer, unit)) for unit in range(self.config.n_heads))
+
+    def mlp(self, layer: int) -> str | None:
+        """The MLP of a layer, if there is one."""
+        return None if self.config.attn_only else str(Node("mlp", layer))
+
+    def head_senders(self, layer: int) -> slice:
+        """Where a layer's heads stand in `senders`."""
+        first = self.sender_index[str(Node("head", layer, 0))]
+        return slice(first, first + self.config.n_heads)
+
+    def mlp_sender(self, layer: int) -> int | None:
+        """Where a layer's MLP stands in `senders`, if there is one."""
+        mlp = self.mlp(layer)
+        return None if mlp is None else self.sender_index[mlp]
+
+    def head_ports(self, layer: int, letter: str) -> slice:
+        """Where the q, k or v ports of a layer's heads stand in `ports`."""
+        first = self.port_index[str(Node("head", layer, 0, letter=letter))]
+        return slice(first, first + self.config.n_heads)
+
+    def mlp_port(self, layer: int) -> int | None:
+        """Where a layer's MLP stands in `ports`, if there is one."""
+        mlp = self.mlp(layer)
+        return None if mlp is None else self.port_index[mlp]
+
+    def layer_ports(self, layer: int) -> slice:
+        """Where all ports of a layer stand in `ports`."""
+        mlp = self.mlp_port(layer)
+        return slice(self.head_ports(layer, "q").start, self.head_ports(layer, "v").stop if mlp is None else mlp + 1)
 
     def n_senders_of(self, port: str) -> int:
         """How many senders feed a port: always the first ones of `senders`."""
@@ -165,7 +268,11 @@ class Graph:
 
     def projection_of(self, port: str) -> Edge:
         """The projection edge of a q, k or v port."""
-        return Edge(port, port.replace("<", "[").replace(">", "]"))
+        return Edge(port, str(self[port]._replace(projected=True)))
+
+    def port_of(self, receiver: str) -> str:
+        """The port whose edges lead to a receiver: `a5.h1[q]` → `a5.h1<q>`, of all others they themselves."""
+        return str(self[receiver]._replace(projected=False))
 
     def __contains__(self, edge: object) -> bool:
         """Whether there is such an edge, an `Edge` or its name; FormatError for a string that names none."""
@@ -179,7 +286,7 @@ class Graph:
         return index is not None and index < self._prefix.get(edge.receiver, 0)
 
     def __len__(self) -> int:
-        n_projection = sum("<" in port for port in self.ports) if self.projection_edges else 0
+        n_projection = sum(bool(self[port].letter) for port in self.ports) if self.projection_edges else 0
         return sum(self._prefix.values()) + n_projection
 
     def __iter__(self) -> Iterator[Edge]:
@@ -196,25 +303,22 @@ class Graph:
         then the ports `<v>`, `<k>`, `<q>` of heads H-1…0. Senders: nearest layer first, an MLP before the heads of
         its layer, heads H-1…0, the input last.
         """
-        nearest_first = [
-            name
-            for _, name in sorted(
-                enumerate(self.senders),
-                key=lambda item: (-parse_node(item[1]).layer, parse_node(item[1]).kind != "mlp", -item[0]),
-            )
-        ]
+        nearest_first = sorted(
+            reversed(self.senders), key=lambda name: (-self[name].layer, self[name].kind == "head")
+        )  # which leaves heads and inputs in falling order
         order: list[tuple[str, list[str]]] = []
 
         def add(port: str) -> None:
             allowed = self._prefix[port]
             order.append((port, [s for s in nearest_first if self.sender_index[s] < allowed]))
 
-        add("logits")
-        heads = range(self.config.n_heads - 1, -1, -1)
+        add(self.ports[-1])
         for layer in range(self.config.n_layers - 1, -1, -1):
-            if not self.config.attn_only:
-                add(f"m{layer}")
-            ports = [f"a{layer}.h{head}<{letter}>" for letter in reversed(LETTERS) for head in heads]
+            if (mlp := self.mlp(layer)) is not None:
+                add(mlp)
+            ports = [
+                port for letter in reversed(LETTERS) for port in reversed(self.ports[self.head_ports(layer, letter)])
+            ]
             if self.projection_edges:
                 order += [(self.projection_of(port).receiver, [port]) for port in ports]
             for port in ports:

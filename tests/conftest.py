@@ -10,7 +10,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so a thre
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("busy", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

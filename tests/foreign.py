@@ -40,10 +40,10 @@ def hook_of(name: str, n_layers: int, receives: bool) -> tuple[str, list[int | N
     """How the original names a node or port: a hook of TransformerLens and an index."""
     node = parse_node(name)
     if node.kind == "head":
-        at = [None, None, node.head]
-        if node.port:
-            return f"blocks.{node.layer}.hook_{node.port}_input", at
-        return f"blocks.{node.layer}.attn.hook_{node.projected or 'result'}", at
+        at = [None, None, node.unit]
+        if node.is_port_of_head:
+            return f"blocks.{node.layer}.hook_{node.letter}_input", at
+        return f"blocks.{node.layer}.attn.hook_{node.letter or 'result'}", at
     if node.kind == "mlp":
         return f"blocks.{node.layer}.hook_mlp_{'in' if receives else 'out'}", [None]
     whole = {"input": "blocks.0.hook_resid_pre", "input.tok": "hook_embed", "input.pos": "hook_pos_embed"}

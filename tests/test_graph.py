@@ -156,10 +156,17 @@ def test_names_are_read_back(graph: Graph) -> None:
     for name in graph.ports:
         node = parse_node(name)
         if node.kind == "head":
-            assert name == f"a{node.layer}.h{node.head}<{node.port}>"
-            assert node_of(name) == f"a{node.layer}.h{node.head}"
+            assert name == f"a{node.layer}.h{node.unit}<{node.letter}>"
+            assert node_of(name) == f"a{node.layer}.h{node.unit}"
         else:
             assert node_of(name) == name
+        assert graph[name] == node
+        assert graph.node_of(name) == node_of(name)
+        assert name in graph.ports_of(graph.node_of(name))
+    for i, name in enumerate(graph.inputs):
+        assert graph.sender_index[name] == i
+        assert graph.ports_of(name) == ()
+        assert str(graph[name]) == name
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,8 @@ class _Pruning:
         if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
             settings, batch_size = self.settings, self.settings.batch_size
             self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, settings.memory_gb)
-            self.lookahead = Lookahead(self.engine, self.threshold, batch_size if isinstance(batch_size, int) else None)
+            fixed = batch_size if isinstance(batch_size, int) else None
+            self.lookahead = Lookahead(self.engine, self.mask.graph, self.threshold, fixed)
         self.engine.enter(receiver, senders)
         ruled_out = self.ruled_out if self.only else ()
         self.engine.leave(self.lookahead.test(edges, self.current, self._test, ruled_out))

@@ -32,11 +32,10 @@ from acdc.engine.memory import budget_bytes, check_memory
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.graph import Edge, parse_node
+from acdc.graph import Edge
 from acdc.metrics import recovery
 from acdc.patching import path
 from acdc.patching.base import batch_bytes, blocks, ends, runs_of
-from acdc.patching.path_choice import ports_of
 
 SCORE = (
     "the larger effect, by size, of noising and denoising the direct path; 1 is all of the way from corrupted to clean"
@@ -199,14 +198,15 @@ def _outputs(nodes: Sequence[str], source: ResumedRun) -> dict[tuple[str, int], 
     """In the i-th variant the i-th node's output is the source's."""
     device, replaced = source.model.device, {}
     for i, name in enumerate(nodes):
-        node, is_head = parse_node(name), name.startswith("a")
+        node = source.graph[name]
+        is_head = node.kind == "head"
         key = ("head_output" if is_head else "mlp_out", node.layer)
         if key not in replaced:
             shape = (len(nodes), source.model.layers[node.layer].n_heads, 1, 1, 1) if is_head else (len(nodes), 1, 1, 1)
             value = source.values.heads[node.layer] if is_head else source.values.mlps[node.layer]
             replaced[key] = Replaced(torch.zeros(shape, dtype=torch.bool, device=device), value)
         where: Tensor = replaced[key].where
-        where[(i, node.head) if is_head else i] = True
+        where[(i, node.unit) if is_head else i] = True
     return replaced
 
 
@@ -216,7 +216,7 @@ def patch_paths(experiment: Experiment, nodes: Sequence[str], memory_gb: float |
     Of the noising and the denoising effect the larger by size.
     """
     graph = experiment.graph
-    receivers = [port for node in nodes for port in ports_of(graph, node)]
+    receivers = [port for node in nodes for port in graph.ports_of(node)]
     settings = path.Settings(
         senders=[*graph.inputs, *nodes], receivers=[*receivers, "logits"], direction="both", memory_gb=memory_gb
     )

@@ -19,9 +19,8 @@ from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
 from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, check_gradients, check_slope, to_circuit
 from acdc.engine.gradients import GradientRun, bytes_per_row
-from acdc.engine.mask import port_rows
 from acdc.experiment import Experiment
-from acdc.graph import LETTERS, Graph, parse_node
+from acdc.graph import Graph
 
 SCORE = (
     "the smaller importance of its two ends, |activation · gradient of the loss| as a share of the layer's norm;"
@@ -78,13 +77,8 @@ def edge_scores(graph: Graph, importance: Tensor) -> Tensor:
     """Scores of edges, `port sender`, from those of ports, `port`."""
     receivers, senders = torch.ones(len(graph.ports), dtype=torch.float64), []
     for i in range(graph.config.n_layers):
-        heads, mlp = port_rows(graph, i)
-        layer = slice(heads["q"].start, heads["v"].stop if mlp is None else mlp + 1)
+        layer = graph.layer_ports(i)
         receivers[layer] = importance[layer] / importance[layer].norm().clamp_min(1e-6)
     for name in graph.senders:
-        node = parse_node(name)
-        ports = [f"{name}<{letter}>" for letter in LETTERS] if node.kind == "head" else [name]
-        senders.append(
-            max((receivers[graph.port_index[p]].item() for p in ports if p in graph.port_index), default=1.0)
-        )
+        senders.append(max((receivers[graph.port_index[p]].item() for p in graph.ports_of(name)), default=1.0))
     return torch.minimum(receivers[:, None], torch.tensor(senders, dtype=torch.float64))

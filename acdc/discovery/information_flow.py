@@ -21,7 +21,6 @@ from acdc.discovery.base import Decision, Observer, Store
 from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
 from acdc.discovery.selection import check_selection
 from acdc.engine.gradients import bytes_per_row, sender_outputs
-from acdc.engine.mask import port_rows
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import streams
@@ -101,8 +100,8 @@ def _shares(block: Experiment, weights: Tensor, position_embedding: bool) -> Ten
         scores[rows, :n_senders] = (shares * of_position).sum((-2, -1)).cpu()
 
     for i, x in enumerate(attention):
-        heads, mlp_row = port_rows(graph, i)
-        share(slice(heads["q"].start, heads["v"].stop), x)
+        share(slice(graph.head_ports(i, "q").start, graph.head_ports(i, "v").stop), x)
+        mlp_row = graph.mlp_port(i)
         if mlp_row is not None:
             share(slice(mlp_row, mlp_row + 1), mlp[i])
     share(slice(len(graph.ports) - 1, len(graph.ports)), final)

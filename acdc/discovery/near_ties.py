@@ -10,7 +10,7 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.engine.state import CircuitState
 from acdc.experiment import Experiment
-from acdc.graph import Edge, parse_node
+from acdc.graph import Edge
 from acdc.model.parts import LanguageModel
 
 _SEEN = 8  # near-ties of a layer that say how far rounding reaches there
@@ -58,7 +58,7 @@ class NearTies:
 
     def holds(self, receiver: str, effect: float, threshold: float, loss: float) -> bool:
         """Whether the effect of a receiver's edge is one, where the loss before the removal is `loss`."""
-        errors = self.errors.get(parse_node(receiver).layer, [])
+        errors = self.errors.get(self.experiment.graph[receiver].layer, [])
         reach = _SAFETY * max(errors, default=0.0)
         share = max(reach, 1.0 if len(errors) < _SEEN else _NARROWEST)
         return abs(effect - threshold) < share * self.reach(loss)
@@ -66,7 +66,7 @@ class NearTies:
     def learn(self, receiver: str, rounding: float, loss: float) -> None:
         """Take note of the error that the effect of a near-tie had."""
         window = self.reach(loss)
-        self.errors.setdefault(parse_node(receiver).layer, []).append(rounding / window if window else 0.0)
+        self.errors.setdefault(self.experiment.graph[receiver].layer, []).append(rounding / window if window else 0.0)
 
     def reach(self, loss: float) -> float:
         """How far from the threshold a near-tie may lie before anything is known about rounding."""

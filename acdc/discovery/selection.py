@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
-from acdc.graph import Edge, Graph, node_of
+from acdc.graph import Edge, Graph
 
 WAYS = ("top_n", "threshold", "greedy")
 
@@ -92,7 +92,7 @@ def _greedily(graph: Graph, ranks: Mapping[Edge, float], n_edges: int) -> list[E
     """Always the edge of lowest rank whose receiving node is in the circuit; its sender's node is from then on."""
     into: dict[str, list[tuple[float, int, Edge]]] = {}
     for i, (edge, rank) in enumerate(ranks.items()):
-        into.setdefault(node_of(edge.receiver), []).append((rank, i, edge))
+        into.setdefault(graph.node_of(edge.receiver), []).append((rank, i, edge))
     inside, candidates = {"logits"}, list(into["logits"])
     chosen: list[Edge] = []
     heapq.heapify(candidates)

@@ -27,7 +27,7 @@ from acdc.discovery.hard_concrete import (
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.graph import LETTERS, Edge, Graph
+from acdc.graph import Edge, Graph
 
 SCORE = "the smaller log α of the gates at its ends, after training: positive means that both are more open than closed"
 _OPEN_AT_FIRST = 0.9  # as in the original's code
@@ -108,11 +108,7 @@ def edge_scores(graph: Graph, gates: Mapping[str, float]) -> dict[Edge, float]:
     """
 
     def of_sender(sender: str) -> float:
-        return max((gates[port] for port in _ports(sender) if port in gates), default=float("inf"))
+        return max((gates[port] for port in graph.ports_of(sender) if port in gates), default=float("inf"))
 
     senders = {sender: of_sender(sender) for sender in graph.senders}
     return {edge: min(senders[edge.sender], gates.get(edge.receiver, max(gates.values()))) for edge in graph}
-
-
-def _ports(sender: str) -> list[str]:
-    return [sender, *(f"{sender}<{letter}>" for letter in LETTERS)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acdc.engine.mask import EdgeMask, port_rows
+from acdc.engine.mask import EdgeMask
 from acdc.engine.memory import budget_bytes
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Graph
@@ -41,25 +41,20 @@ class Needed:
         present = ports.any(0)
         read = torch.zeros(len(graph.ports), dtype=torch.bool)
         read[-1] = True
-        live = set()
+        live = [False] * len(graph.senders)
         for sender in range(len(graph.senders) - 1, -1, -1):
             if bool(present[read, sender].any()):
-                name = graph.senders[sender]
-                live.add(name)
-                for port in (name, *(f"{name}<{letter}>" for letter in LETTERS)):
-                    if port in graph.port_index:
-                        read[graph.port_index[port]] = True
+                live[sender] = True
+                for port in graph.ports_of(graph.senders[sender]):
+                    read[graph.port_index[port]] = True
         first_layer = 0
         heads, mlps = [], []
         for i in range(graph.config.n_layers):
-            rows, mlp_row = port_rows(graph, i)
-            last = rows["v"].stop if mlp_row is None else mlp_row + 1
-            if first_layer == i and bool(whole[rows["q"].start : last].all()):
+            if first_layer == i and bool(whole[graph.layer_ports(i)].all()):
                 first_layer = i + 1
-            heads.append(
-                torch.tensor([h for h in range(graph.config.n_heads) if f"a{i}.h{h}" in live], dtype=torch.long)
-            )
-            mlps.append(f"m{i}" in live)
+            of_heads, mlp = graph.head_senders(i), graph.mlp_sender(i)
+            heads.append(torch.tensor([h for h, one in enumerate(live[of_heads]) if one], dtype=torch.long))
+            mlps.append(mlp is not None and live[mlp])
         return cls(first_layer, heads, mlps)
 
 
@@ -121,12 +116,10 @@ class FullEngine:
         clean, ablated, graph = self.experiment.clean, self.experiment.ablated, self.experiment.graph
         changes = [(torch.arange(len(graph.inputs)), (clean.inputs - ablated.inputs)[None])]
         for i in range(first_layer):
-            layer, start = self.model.layers[i], graph.sender_index[f"a{i}.h0"]
-            written = layer.write(clean.heads[i] - ablated.heads[i])
-            changes.append((torch.arange(start, start + layer.n_heads), written[None]))
-            if layer.mlp is not None:
-                mlp = torch.tensor([graph.sender_index[f"m{i}"]])
-                changes.append((mlp, (clean.mlps[i] - ablated.mlps[i])[None, None]))
+            senders = torch.arange(len(graph.senders))[graph.head_senders(i)]
+            changes.append((senders, self.model.layers[i].write(clean.heads[i] - ablated.heads[i])[None]))
+            if (mlp := graph.mlp_sender(i)) is not None:
+                changes.append((torch.tensor([mlp]), (clean.mlps[i] - ablated.mlps[i])[None, None]))
         return changes
 
     def logits(self, masks: Sequence[EdgeMask], columns: Tensor | None = None) -> Tensor:
@@ -190,19 +183,19 @@ class _EdgewiseRun:
             heads = self.needed.heads[i]
             return self._received(self.engine.attention_base[i], self._rows(i, kind[0])) if len(heads) else None
         if kind == "mlp_in":
-            row = port_rows(self.graph, i)[1]
-            return self._received(self.engine.mlp_base[i], torch.tensor([row])) if self.needed.mlps[i] else None
+            row = torch.tensor([self.graph.mlp_port(i)])
+            return self._received(self.engine.mlp_base[i], row) if self.needed.mlps[i] else None
         if value is None:
             return None
         if kind in LETTERS and self.projections is not None:
             return self._projected(kind, i, value)
         if kind == "head_output":
             heads, layer = self.needed.heads[i], self.model.layers[i]
-            senders = heads + self.graph.sender_index[f"a{i}.h0"]
+            senders = heads + self.graph.head_senders(i).start
             self.changes.append((senders, layer.write(value - ablated.heads[i, heads], heads)))
             return None
         if kind == "mlp_out":
-            self.changes.append((torch.tensor([self.graph.sender_index[f"m{i}"]]), value - ablated.mlps[i]))
+            self.changes.append((torch.tensor([self.graph.mlp_sender(i)]), value - ablated.mlps[i]))
             return None
         return value
 
@@ -215,7 +208,7 @@ class _EdgewiseRun:
         return self._received(base, torch.tensor([len(self.graph.ports) - 1]))[:, 0, 0]
 
     def _rows(self, i: int, letter: str) -> Tensor:
-        return self.needed.heads[i] + port_rows(self.graph, i)[0][letter].start
+        return self.needed.heads[i] + self.graph.head_ports(i, letter).start
 
     def _projected(self, letter: str, i: int, value: Tensor) -> Tensor:
         """q, k or v, or where the projection edge is gone the ablated one."""

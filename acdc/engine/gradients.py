@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.engine.mask import port_rows
 from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS
@@ -175,7 +174,7 @@ class GradientRun:
     def _through(self, i: int, behind: Sequence[Tensor], at_ports: bool) -> list[LayerGradients]:
         """Gradients behind a layer as gradients in it and before it."""
         inputs, values = self._layer(i, at_ports)
-        rows, mlp_row = port_rows(self.experiment.graph, i)
+        graph, mlp_row = self.experiment.graph, self.experiment.graph.mlp_port(i)
         found = []
         for post in behind:
             mid = pre = post
@@ -193,7 +192,9 @@ class GradientRun:
                 streams = [inputs[f"{letter}_input"] for letter in LETTERS]
                 gradients = _vjp(values["attn_out"], [*streams, *projected], mid)
                 for j, (letter, value) in enumerate(zip(LETTERS, projected, strict=True)):
-                    ports.append(AtPorts(rows[letter], gradients[j], value.detach(), gradients[j + len(LETTERS)]))
+                    ports.append(
+                        AtPorts(graph.head_ports(i, letter), gradients[j], value.detach(), gradients[j + len(LETTERS)])
+                    )
                     pre = pre + gradients[j].sum(0)
             found.append(LayerGradients(pre, mid, post, tuple(ports)))
         return found

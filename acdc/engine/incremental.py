@@ -20,7 +20,7 @@ from acdc.engine.readout import Readout
 from acdc.engine.state import ALL, READ, CircuitState
 from acdc.errors import RunError
 from acdc.experiment import Experiment
-from acdc.graph import Edge, node_of, parse_node
+from acdc.graph import Edge
 from acdc.model.linear import linear
 
 _STRIDE = 16  # of stored partial sums
@@ -79,8 +79,8 @@ class IncrementalPruning(CircuitState):
     def enter(self, receiver: str, senders: list[str]) -> None:
         self._refresh_behind()
         self.levels = self._needed()
-        self.plan = self._make_plan(receiver, node_of(receiver))
-        self.port = receiver.replace("[", "<").replace("]", ">")
+        self.plan = self._make_plan(receiver, self.graph.node_of(receiver))
+        self.port = self.graph.port_of(receiver)
         self.order = senders
         self.tails = self._tails()
         self.most_variants = self._most_variants()
@@ -139,9 +139,9 @@ class IncrementalPruning(CircuitState):
 
     def _widening(self, node: str) -> float:
         """The widest that a node makes of a position, in units of d_model: an MLP's hidden layer, a head's scores."""
-        if node.startswith("a"):
+        if self.graph[node].kind == "head":
             return max(1.0, self.bases[2].shape[1] / self.bases[2].shape[2])
-        mlp = self.model.layers[parse_node(node).layer].mlp
+        mlp = self.model.layers[self.graph[node].layer].mlp
         assert mlp is not None
         return mlp.W_in.shape[1] / mlp.W_in.shape[0] * (1 if mlp.W_gate is None else 2)
 
@@ -156,7 +156,7 @@ class IncrementalPruning(CircuitState):
             node = self.graph.senders[i]
             if node not in self.levels:
                 continue
-            rows = {port: self.graph.port_index[port] for port in self._ports_of(node)}
+            rows = {port: self.graph.port_index[port] for port in self.graph.ports_of(node)}
             changing = {
                 port: [name for j, name in changed.items() if ports[row, j]]
                 for port, row in rows.items()
@@ -175,7 +175,7 @@ class IncrementalPruning(CircuitState):
             return
         self.changed = False
         self.levels = self._needed()
-        for port in [*self._ports_of(plan.own), *(port for _, ports in plan.nodes for port in ports)]:
+        for port in [*self.graph.ports_of(plan.own), *(port for _, ports in plan.nodes for port in ports)]:
             self.projected.pop(port, None)
         before = [self._z_rows(head, self.z) for head in plan.to_logits] if self._is_linear(plan) else []
         for node in (plan.own, *(node for node, _ in plan.nodes)):
@@ -198,13 +198,13 @@ class IncrementalPruning(CircuitState):
 
     def _thin(self, senders: list[str]) -> bool:
         """Whether a change through these senders has a low rank."""
-        heads = all(parse_node(sender).kind == "head" for sender in senders)
+        heads = all(self.graph[sender].kind == "head" for sender in senders)
         return heads and 0 < 2 * len(senders) * self.model.d_head <= self.model.config.d_model
 
     def _z_rows(self, head: str, z: Tensor) -> Tensor:
         """A head's stored z at the readouts, `readout d_head`."""
-        node, readouts = parse_node(head), self.experiment.readouts
-        return z[node.layer, node.head][readouts.pair, readouts.position]
+        node, readouts = self.graph[head], self.experiment.readouts
+        return z[node.layer, node.unit][readouts.pair, readouts.position]
 
     def _tails(self) -> dict[int, Tensor]:
         """Σ clean − ablated of the receiver's senders from the k-th on, for some k. Inputs are summed from the ablated
@@ -278,8 +278,8 @@ class IncrementalPruning(CircuitState):
 
     def _changed(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
         """A node's output for variants of its inputs, minus its ablated one: z for heads."""
-        node, level, ablated = parse_node(name), self.levels[name], self.experiment.ablated
-        value = ablated.heads[node.layer, node.head] if node.kind == "head" else ablated.mlps[node.layer]
+        node, level, ablated = self.graph[name], self.levels[name], self.experiment.ablated
+        value = ablated.heads[node.layer, node.unit] if node.kind == "head" else ablated.mlps[node.layer]
         return self._output(name, inputs).sub_(self._at(value, level)[:, None])
 
     def _rest(self, port: str, senders: list[str]) -> Tensor:
@@ -300,8 +300,8 @@ class IncrementalPruning(CircuitState):
                 return change[self.pair_index, :, self.read_positions].transpose(1, 2)
             return change
 
-        heads = [sender for sender in senders if sender.startswith("a")]
-        written = [at_port(sender) for sender in senders if not sender.startswith("a")]
+        heads = [sender for sender in senders if self.graph[sender].kind == "head"]
+        written = [at_port(sender) for sender in senders if self.graph[sender].kind != "head"]
         if heads:  # one product for all of them
             z = torch.cat([at_port(head) for head in heads], -1)
             written.append(linear(z, self._W_O(heads).T))
@@ -329,8 +329,8 @@ class IncrementalPruning(CircuitState):
         moved = []
         for sender in to_logits:
             where = self.experiment.readouts.position if self.levels[sender] == ALL else self.read_slot
-            node = parse_node(sender)
-            ablated = self.experiment.ablated.heads[node.layer, node.head]
+            node = self.graph[sender]
+            ablated = self.experiment.ablated.heads[node.layer, node.unit]
             before = self._z_rows(sender, self.z) - ablated[self.read_pair, self.experiment.readouts.position]
             moved.append(changes[sender][self.read_pair, :, where] - before[:, None])
         return self.readout.losses(x, self.base_logits, torch.cat(moved, -1), self._map(tuple(to_logits)))
@@ -353,5 +353,5 @@ class IncrementalPruning(CircuitState):
 
     def _W_O(self, heads: Sequence[str]) -> Tensor:
         """What heads write with, below each other: `(head d_head) d_model`."""
-        nodes = [parse_node(head) for head in heads]
-        return torch.cat([self.model.layers[node.layer].W_O[node.head] for node in nodes])
+        nodes = [self.graph[head] for head in heads]
+        return torch.cat([self.model.layers[node.layer].W_O[node.unit] for node in nodes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from acdc.graph import Edge
+from acdc.graph import Edge, Graph
 
 
 class Removals(Protocol):
@@ -30,16 +30,19 @@ class Lookahead:
 
     Parameters
     ----------
-    engine: evaluates. threshold: τ, for the guesses. batch_size: candidates in a batch; None lets the number grow
-        while guesses are right and shrink where they are wrong.
+    engine: evaluates.
+    graph: the edges are of.
+    threshold: τ, for the guesses.
+    batch_size: candidates in a batch; None lets the number grow while guesses are right and shrink where they are
+        wrong.
     """
 
-    def __init__(self, engine: Removals, threshold: float, batch_size: int | None = None) -> None:
-        self.engine, self.threshold = engine, threshold
+    def __init__(self, engine: Removals, graph: Graph, threshold: float, batch_size: int | None = None) -> None:
+        self.engine, self.graph, self.threshold = engine, graph, threshold
         self.fixed = batch_size
         # By kind of receiver: MLPs keep a larger share of their edges than heads do.
-        self.sizes: dict[str, int] = {}
-        self.latest: dict[str, dict[str, bool]] = {}
+        self.sizes: dict[object, int] = {}
+        self.latest: dict[object, dict[str, bool]] = {}
 
     def test(
         self,
@@ -56,7 +59,8 @@ class Lookahead:
         ruled_out: edges that go whatever the loss. Of those that follow each other only the last is evaluated, for the
             loss that the next test starts from; the loss of the others is None.
         """
-        kind = _kind(edges[0].receiver)
+        row = self.graph[edges[0].receiver]
+        kind = row.kind, row.letter, row.projected
         latest, size = self.latest.setdefault(kind, {}), self.sizes.get(kind, 8)
         guesses: dict[Edge, bool] = {}
         removed: list[Edge] = []
@@ -102,8 +106,3 @@ def _batch(edges: list[Edge], start: int, wanted: int, ruled_out: Collection[Edg
         if not wanted:
             break
     return edges[start : start + len(evaluated)], evaluated
-
-
-def _kind(receiver: str) -> str:
-    """`logits`, `m`, or a port such as `<q>` or `[q]`."""
-    return receiver if receiver == "logits" else receiver[-3:] if receiver.startswith("a") else "m"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from acdc.graph import LETTERS, Edge, Graph, node_of
+from acdc.graph import Edge, Graph
 
 
 class EdgeMask:
@@ -35,7 +35,7 @@ class EdgeMask:
         mask = cls(
             graph,
             torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.bool),
-            torch.tensor([not (graph.projection_edges and "<" in port) for port in graph.ports]),
+            torch.tensor([not (graph.projection_edges and graph[port].letter) for port in graph.ports]),
         )
         mask.set(edges, True)
         return mask
@@ -53,22 +53,15 @@ class EdgeMask:
 
     def is_used(self, receiver: str) -> bool:
         """Whether what a receiver gets is read: its node feeds something and its projection edge is present."""
-        if receiver == "logits":
+        row = self.graph[receiver]
+        if row.kind == "logits":
             return True
-        if "<" in receiver and not self.projections[self.graph.port_index[receiver]]:
+        if row.is_port_of_head and not self.projections[self.graph.port_index[receiver]]:
             return False
-        return bool(self.ports[:, self.graph.sender_index[node_of(receiver)]].any())
+        return bool(self.ports[:, self.graph.sender_index[self.graph.node_of(receiver)]].any())
 
     def without(self, edge: Edge) -> EdgeMask:
         """The mask without one more edge."""
         mask = self.copy()
         mask.set([edge], False)
         return mask
-
-
-def port_rows(graph: Graph, layer: int) -> tuple[dict[str, slice], int | None]:
-    """Rows of a layer's ports in a mask: the slices of its q, k and v ports over heads, and that of its MLP."""
-    n_heads = graph.config.n_heads
-    start = graph.port_index[f"a{layer}.h0<q>"]
-    rows = {letter: slice(start + i * n_heads, start + (i + 1) * n_heads) for i, letter in enumerate(LETTERS)}
-    return rows, graph.port_index.get(f"m{layer}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acdc.ablation import Values
 from acdc.experiment import Experiment
-from acdc.graph import LETTERS, parse_node
+from acdc.graph import LETTERS
 from acdc.model.forward import streams
 from acdc.model.linear import linear
 
@@ -34,7 +34,7 @@ class ResumedRun:
 
     @torch.no_grad()
     def __init__(self, experiment: Experiment, values: Values) -> None:
-        self.experiment, self.model, self.values = experiment, experiment.model, values
+        self.experiment, self.model, self.graph, self.values = experiment, experiment.model, experiment.graph, values
         attention, mlp, final = streams(self.model, values)
         self.pre = [*attention, final]
         self.mid = [] if self.model.config.parallel_attn_mlp else mlp
@@ -147,7 +147,7 @@ class ResumedRun:
 
     def point_of(self, port: str) -> tuple[int, str]:
         """The layer and point at which what a port makes of its input reaches the residual stream."""
-        node = parse_node(port)
+        node = self.graph[port]
         if node.kind == "logits":
             return len(self.model.layers) - 1, "post"
         return node.layer, "mid" if node.kind == "head" else "post"
@@ -164,7 +164,7 @@ class ResumedRun:
 
         Returns `variant row pos d_model`.
         """
-        node = parse_node(ports[0])
+        node = self.graph[ports[0]]
         if node.kind == "logits":
             return change
         if node.kind == "mlp":
@@ -185,8 +185,8 @@ class ResumedRun:
         out, mask = torch.zeros_like(change), self.experiment.attention_mask
         letters: dict[int, str] = {}
         for port in ports:
-            node = parse_node(port)
-            letters[node.head] = letters.get(node.head, "") + node.port
+            node = self.graph[port]
+            letters[node.unit] = letters.get(node.unit, "") + node.letter
         # Of its query alone a token feels only a change of its own.
         reached = change.any(-1) if set("".join(letters.values())) == {"q"} else self.reached(change)
         for head, changed in letters.items():

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
-from acdc.graph import LETTERS, node_of, parse_node
 from acdc.model.forward import streams
 from acdc.model.linear import linear
 
@@ -92,7 +91,10 @@ class CircuitState:
         return x[self.read_pair, self.read_slot]
 
     def _port_level(self, port: str) -> int:
-        return ALL if port.endswith(("<k>", "<v>")) else READ if port == "logits" else self.levels[node_of(port)]
+        row = self.graph[port]
+        if row.letter in ("k", "v"):
+            return ALL
+        return READ if row.kind == "logits" else self.levels[self.graph.node_of(port)]
 
     def _needed(self) -> dict[str, int]:
         """Where each used node is needed; nodes that feed nothing are absent."""
@@ -106,23 +108,19 @@ class CircuitState:
                 continue
             node = self.graph.senders[i]
             levels[node] = level
-            for port in self._ports_of(node):
+            for port in self.graph.ports_of(node):
                 row = self.graph.port_index[port]
                 if projections[row]:
-                    port_level[row] = ALL if port.endswith(("<k>", "<v>")) else level
+                    port_level[row] = ALL if self.graph[port].letter in ("k", "v") else level
         return levels
-
-    @staticmethod
-    def _ports_of(node: str) -> list[str]:
-        if node.startswith("input"):
-            return []
-        return [node] if node.startswith("m") else [f"{node}<{letter}>" for letter in LETTERS]
 
     def _base(self, port: str) -> Tensor:
         """A port's ablated input, `pair pos d_model`."""
         attention, mlp, logits = self.bases
-        node = parse_node(port)
-        return logits if port == "logits" else mlp[node.layer] if node.kind == "mlp" else attention[node.layer]
+        node = self.graph[port]
+        if node.kind == "logits":
+            return logits
+        return (mlp if node.kind == "mlp" else attention)[node.layer]
 
     def _delta(self, sender: str, level: int) -> Tensor:
         """clean − ablated of a sender, `pair pos d_model`; kept for the next time while there is room."""
@@ -130,15 +128,15 @@ class CircuitState:
         if key in self.deltas:
             return self.deltas[key]
         clean, ablated = self.experiment.clean, self.experiment.ablated
-        node = parse_node(sender)
+        node = self.graph[sender]
         if node.kind == "head":
-            one = node.layer, node.head
+            one = node.layer, node.unit
             z = self._at(clean.heads[one] - ablated.heads[one], level)
-            delta = linear(z, self.model.layers[node.layer].W_O[node.head].T)
+            delta = linear(z, self.model.layers[node.layer].W_O[node.unit].T)
         elif node.kind == "mlp":
             delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
         else:
-            which = self.graph.inputs.index(sender)
+            which = self.graph.sender_index[sender]
             delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
         size = delta.numel() * delta.element_size()
         if size <= self.room:
@@ -180,22 +178,22 @@ class CircuitState:
 
     def _projection(self, port: str, x: Tensor) -> Tensor:
         """q, k or v from `pair variant pos d_model`."""
-        node = parse_node(port)
+        node = self.graph[port]
         layer = self.model.layers[node.layer]
         if layer.rotary is None or self._port_level(port) == ALL:
-            return layer.project_head(node.port, node.head, x)
-        return layer.project_head(node.port, node.head, x, self.read_positions[:, None])
+            return layer.project_head(node.letter, node.unit, x)
+        return layer.project_head(node.letter, node.unit, x, self.read_positions[:, None])
 
     def _output(self, name: str, given: dict[str, Tensor]) -> Tensor:
         """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
-        node, level = parse_node(name), self.levels[name]
+        node, level = self.graph[name], self.levels[name]
         layer = self.model.layers[node.layer]
         if node.kind == "mlp":
             assert layer.mlp is not None
             return layer.mlp(given[name] if name in given else self._input(name)[:, None])
         q, k, v = (
             self._projection(port, given[port]) if port in given else self._project(port)[:, None]
-            for port in self._ports_of(name)
+            for port in self.graph.ports_of(name)
         )
         scores = times(q, k.transpose(-2, -1)).mul_(layer.scale)
         pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
@@ -213,7 +211,7 @@ class CircuitState:
         differs = (earlier.ports.numpy() != ports).any(-1) | (earlier.projections.numpy() != projections)
         changed = np.zeros(len(self.graph.senders), dtype=bool)
         for i, node in enumerate(self.graph.senders):
-            names = self._ports_of(node)
+            names = self.graph.ports_of(node)
             rows = [self.graph.port_index[port] for port in names]
             changed[i] = any(differs[row] or (projections[row] and ports[row, changed].any()) for row in rows)
             if levels is not None and rows and self.levels.get(node, -1) > levels.get(node, -1):
@@ -225,9 +223,9 @@ class CircuitState:
 
     def _refresh(self, name: str) -> None:
         """A node's output where it is needed, from the current inputs of its ports."""
-        node, level = parse_node(name), self.levels[name]
+        node, level = self.graph[name], self.levels[name]
         out = self._output(name, {})[:, 0]
-        target = self.z[node.layer, node.head] if node.kind == "head" else self.m[node.layer]
+        target = self.z[node.layer, node.unit] if node.kind == "head" else self.m[node.layer]
         if level == ALL:
             target.copy_(out)
         else:

@@ -14,7 +14,6 @@ from acdc.engine.mask import EdgeMask
 from acdc.engine.memory import budget_bytes
 from acdc.engine.state import CircuitState
 from acdc.experiment import Experiment
-from acdc.graph import parse_node
 
 
 class Variations:
@@ -83,9 +82,9 @@ class _Block(CircuitState):
 
     def _vary(self, mask: EdgeMask) -> None:
         for name in self.touched:
-            node = parse_node(name)
+            node = self.graph[name]
             if node.kind == "head":
-                self.z[node.layer, node.head] = self.base_z[node.layer, node.head]
+                self.z[node.layer, node.unit] = self.base_z[node.layer, node.unit]
             else:
                 self.m[node.layer] = self.base_m[node.layer]
         self.touched.clear()

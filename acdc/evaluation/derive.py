@@ -28,7 +28,7 @@ from acdc.ablation import Values
 from acdc.errors import ConfigError
 from acdc.evaluation.ground_truth import Truth, with_projections
 from acdc.experiment import Experiment
-from acdc.graph import LETTERS, Edge, Graph, node_of, parse_node
+from acdc.graph import LETTERS, Edge, Graph
 from acdc.model.forward import streams
 from acdc.model.parts import LanguageModel, Layer, Mlp
 
@@ -94,11 +94,12 @@ class _Derivation:
         self._node({"logits": logits}, lambda x: self.model.unembed(x["logits"]), [_identity(self.model, read)])
         for i in range(len(self.model.layers) - 1, -1, -1):
             layer = self.model.layers[i]
-            if layer.mlp is not None and self.readers[f"m{i}"]:
-                self._mlp(f"m{i}", layer.mlp, self.mlp_in[i])
-            for head in range(layer.n_heads):
-                if self.readers[f"a{i}.h{head}"]:
-                    self._head(f"a{i}.h{head}", layer, head, self.attention_in[i])
+            mlp = self.graph.mlp(i)
+            if layer.mlp is not None and mlp is not None and self.readers[mlp]:
+                self._mlp(mlp, layer.mlp, self.mlp_in[i])
+            for head, name in enumerate(self.graph.heads(i)):
+                if self.readers[name]:
+                    self._head(name, layer, head, self.attention_in[i])
         return self.edges
 
     def _mlp(self, name: str, mlp: Mlp, clean: Tensor) -> None:
@@ -111,7 +112,7 @@ class _Derivation:
         queries = _any([reader.needed for reader in readers])
         allowed = ~self.experiment.attention_mask.expand(len(queries), -1, -1)  # row query key
         keys = (allowed & queries[:, :, None]).any(1)
-        names = {letter: f"{name}<{letter}>" for letter in LETTERS}
+        names = dict(zip(LETTERS, self.graph.ports_of(name), strict=True))
         ports = {
             names[letter]: _Port(layer.weights(letter)[0][head], queries if letter == "q" else keys, clean)
             for letter in LETTERS
@@ -136,8 +137,8 @@ class _Derivation:
         ]
         if len(felt) > MOST_FELT:
             raise ConfigError(
-                f"{node_of(felt[0].receiver)} reads {len(felt)} senders, too many for the sets of them to be tried:"
-                " a truth can be derived for compiled and hand-built models"
+                f"{self.graph.node_of(felt[0].receiver)} reads {len(felt)} senders, too many for the sets of them to be"
+                " tried: a truth can be derived for compiled and hand-built models"
             )
 
         def written(kept: frozenset[Edge]) -> Tensor:
@@ -165,9 +166,9 @@ class _Derivation:
         """Every sender's output, `row pos d_model`."""
         written = dict(zip(self.graph.inputs, values.inputs, strict=True))
         for sender in self.graph.senders:
-            node = parse_node(sender)
+            node = self.graph[sender]
             if node.kind == "head":
-                one = slice(node.head, node.head + 1)
+                one = slice(node.unit, node.unit + 1)
                 written[sender] = self.model.layers[node.layer].write(values.heads[node.layer, one], one)[0]
             elif node.kind == "mlp":
                 written[sender] = values.mlps[node.layer]

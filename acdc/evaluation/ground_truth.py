@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import ConfigError, FormatError
-from acdc.graph import Edge, Graph, GraphConfig, node_of, parse_node
+from acdc.graph import INPUTS, Edge, Graph, GraphConfig
 
 FOLDER = Path(__file__).parent / "truth"
 
@@ -43,11 +43,11 @@ class Truth:
     @property
     def nodes(self) -> frozenset[str]:
         """Every node that an edge begins or ends at."""
-        return frozenset(node_of(name) for edge in self.edges for name in edge)
+        return frozenset(self.graph.node_of(name) for edge in self.edges for name in edge)
 
     @property
     def heads(self) -> frozenset[str]:
-        return frozenset(node for node in self.nodes if parse_node(node).kind == "head")
+        return frozenset(node for node in self.nodes if self.graph[node].kind == "head")
 
 
 def names() -> list[str]:
@@ -108,7 +108,7 @@ def with_projections(edges: frozenset[Edge], graph: Graph) -> frozenset[Edge]:
     """The edges and, where the graph has projection edges, those of the q, k and v ports among the receivers."""
     if not graph.projection_edges:
         return edges
-    return edges | {graph.projection_of(edge.receiver) for edge in edges if "<" in edge.receiver}
+    return edges | {graph.projection_of(edge.receiver) for edge in edges if graph[edge.receiver].is_port_of_head}
 
 
 def load_truth(path: str | Path, graph: Graph) -> Truth:
@@ -136,8 +136,9 @@ def _expand(
     for connection in connections:
         senders = [node for name in connection["from"] for node in _nodes(name, groups, graph)]
         for node in (node for name in connection["to"] for node in _nodes(name, groups, graph)):
-            if parse_node(node).kind == "head":
-                ports = {f"{node}<{letter}>": tuple(labels) for letter, labels in connection["ports"].items()}
+            if graph[node].kind == "head":
+                of = {graph[port].letter: port for port in graph.ports_of(node)}
+                ports = {of[letter]: tuple(labels) for letter, labels in connection["ports"].items()}
             else:
                 ports = {node: tuple(connection["at"])}
             for port, labels in ports.items():
@@ -150,10 +151,8 @@ def _expand(
 
 def _nodes(name: str, groups: Mapping[str, tuple[str, ...]], graph: Graph) -> tuple[str, ...]:
     """The nodes of this graph that a name stands for."""
-    if name == "input":
-        return graph.inputs
-    if name.startswith("input."):
+    if name in INPUTS:
         return (name,) if name in graph.inputs else graph.inputs
     if name == "mlps":
-        return tuple(f"m{layer}" for layer in range(graph.config.n_layers))
+        return tuple(sender for sender in graph.senders if graph[sender].kind == "mlp")
     return groups.get(name, (name,))

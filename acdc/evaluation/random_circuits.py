@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
-from acdc.graph import Edge, Graph, node_of
+from acdc.graph import Edge, Graph
 
 KINDS = ("paths", "edges")
 _IDLE = 100  # walks in a row that do not fit before what is missing is filled up with any edges
@@ -50,9 +50,9 @@ class Walk:
         while node != "logits":
             port = self.rng.choice(self._receivers(node))
             edges.append(Edge(node, port))
-            if self.graph.projection_edges and "<" in port:
+            if self.graph.projection_edges and self.graph[port].letter:
                 edges.append(self.graph.projection_of(port))
-            node = node_of(port)
+            node = self.graph.node_of(port)
         return edges
 
     def until(self, size: int, given: Sequence[Edge] = ()) -> dict[Edge, None]:

@@ -24,7 +24,6 @@ from acdc.engine.full import FullEngine, Needed
 from acdc.engine.mask import EdgeMask
 from acdc.evaluation.faithfulness import PerPair, measure_logits
 from acdc.experiment import Experiment
-from acdc.graph import parse_node
 
 
 @torch.no_grad()
@@ -88,9 +87,9 @@ class _Resampled:
         total = torch.zeros_like(part.clean_stream)
         of_layers: dict[int, list[tuple[int, Tensor]]] = {}
         for index, drawn in self._draws(seed, port).items():
-            sender, drawn = parse_node(self.graph.senders[index]), drawn[rows].to(model.device)
+            sender, drawn = self.graph[self.graph.senders[index]], drawn[rows].to(model.device)
             if sender.kind == "head":
-                of_layers.setdefault(sender.layer, []).append((sender.head, drawn))
+                of_layers.setdefault(sender.layer, []).append((sender.unit, drawn))
                 continue
             is_mlp = sender.kind == "mlp"
             theirs, own = (

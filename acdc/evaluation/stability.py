@@ -21,7 +21,7 @@ from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.graph import Edge, node_of
+from acdc.graph import Edge
 from acdc.model.parts import LanguageModel, Layer
 from acdc.settings import from_mapping
 from acdc.tasks.base import TaskSettings
@@ -152,11 +152,8 @@ def discover_in_order(experiment: Experiment, method: Any, order: Order) -> Circ
     circuit = discovery.discover(replace(experiment, model=model), method)
 
     def own(name: str) -> str:
-        node = node_of(name)
-        if not node.startswith("a"):
-            return name
-        layer, head = (int(part[1:]) for part in node.split("."))
-        return f"a{layer}.h{order[layer][head]}{name[len(node) :]}"
+        row = circuit.graph[name]
+        return str(row._replace(unit=order[row.layer][row.unit])) if row.kind == "head" else name
 
     def renamed(effects: Mapping[Edge, float]) -> dict[Edge, float]:
         return {Edge(own(edge.sender), own(edge.receiver)): effect for edge, effect in effects.items()}

@@ -21,7 +21,7 @@ from torch import Tensor
 from acdc.circuit import Circuit
 from acdc.errors import FormatError
 from acdc.formats.pickles import numbers, shown
-from acdc.graph import Edge, Graph, GraphConfig, parse_node
+from acdc.graph import Edge, Graph, GraphConfig
 
 RECEIVER = re.compile(r"blocks\.(\d+)\.(hook_[qkv]_input|hook_attn_in|hook_mlp_in|hook_resid_post)")
 
@@ -55,13 +55,13 @@ def _score_dicts(content: Mapping[Any, Any], names: tuple[str, ...]) -> Iterator
 def _circuit(scores: Mapping[str, Any], source: str) -> Circuit:
     tensors = _by_hook(scores, source)
     graph = Graph(_shape(tensors, source))
-    wanted = {_hook(port, graph.config, tensors): port for port in graph.ports}
+    wanted = {_hook(port, graph, tensors): port for port in graph.ports}
     if missing := [hook for hook in wanted if hook not in tensors]:
         raise FormatError(f"{source}: there are no scores of {missing[0]}")
     if unknown := [hook for hook in tensors if hook not in wanted]:
         raise FormatError(f"{source}: {unknown[0]} receives nothing in a model of this shape: {graph.config}")
     for hook, port in wanted.items():
-        shape = [graph.config.n_heads] * (parse_node(port).kind == "head") + [graph.n_senders_of(port)]
+        shape = [graph.config.n_heads] * (graph[port].kind == "head") + [graph.n_senders_of(port)]
         if list(tensors[hook].shape) != shape:
             raise FormatError(
                 f"{source}: the scores of {hook} should have shape {shape}, but have {list(tensors[hook].shape)};"
@@ -70,8 +70,8 @@ def _circuit(scores: Mapping[str, Any], source: str) -> Circuit:
     values = {hook: tensor.tolist() for hook, tensor in tensors.items()}
     tested: dict[Edge, float] = {}
     for port in graph.ports:
-        node, row = parse_node(port), values[_hook(port, graph.config, tensors)]
-        row = row[node.head] if node.kind == "head" else row
+        node, row = graph[port], values[_hook(port, graph, tensors)]
+        row = row[node.unit] if node.kind == "head" else row
         tested |= {Edge(sender, port): row[i] for i, sender in enumerate(graph.senders_of(port))}
     largest = max((abs(score) for score in tested.values() if math.isfinite(score)), default=0.0)
     bound = 2 * largest or 1.0
@@ -110,12 +110,12 @@ def _shape(tensors: Mapping[str, Tensor], source: str) -> GraphConfig:
     )
 
 
-def _hook(port: str, config: GraphConfig, tensors: Mapping[str, Tensor]) -> str:
+def _hook(port: str, graph: Graph, tensors: Mapping[str, Tensor]) -> str:
     """AutoCircuit's name of a port's module."""
-    node = parse_node(port)
+    node = graph[port]
     if node.kind == "logits":
-        return f"blocks.{config.n_layers - 1}.hook_resid_post"
+        return f"blocks.{graph.config.n_layers - 1}.hook_resid_post"
     if node.kind == "mlp":
         return f"blocks.{node.layer}.hook_mlp_in"
     common = f"blocks.{node.layer}.hook_attn_in"
-    return common if common in tensors else f"blocks.{node.layer}.hook_{node.port}_input"
+    return common if common in tensors else f"blocks.{node.layer}.hook_{node.letter}_input"

@@ -168,7 +168,7 @@ def _colour(name: str) -> tuple[str, str]:
     node = parse_node(name)
     layer = 5 * node.layer  # 5 and 12, the number of hues, have no common divisor: twelve layers differ
     if node.kind == "head":
-        place, shade, strength = layer + node.head, 0.42 - 0.1 * (node.head // len(HUES) % 2), 0.62
+        place, shade, strength = layer + node.unit, 0.42 - 0.1 * (node.unit // len(HUES) % 2), 0.62
     elif node.kind == "mlp":
         place, shade, strength = layer + 8, 0.48, 0.35
     else:
@@ -224,7 +224,7 @@ def _head(name: str, receivers: set[str], line: str, fill: str) -> str:
 def _anchor(receiver: str) -> str:
     """Where an edge ends: at the bottom of the receiving node, or of its q, k or v port."""
     node = parse_node(receiver)
-    return f"{node_of(receiver)}:{node.port}:s" if node.port else f"{receiver}:s"
+    return f"{node_of(receiver)}:{node.letter}:s" if node.letter else f"{receiver}:s"
 
 
 def _style(edge: Edge, effect: float, strongest: float, scale: float) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from acdc.circuit import Circuit
 from acdc.errors import FormatError
 from acdc.files import write_atomically
-from acdc.graph import Edge, Graph, GraphConfig, node_of
+from acdc.graph import Edge, Graph, GraphConfig
 
 CFG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 
@@ -30,7 +30,10 @@ def write_mib_json(circuit: Circuit, path: str | Path) -> None:
     FormatError: the graph has token and position embeddings apart, which the format cannot say.
     """
     cfg, scores = mib_cfg(circuit.graph.config, path), scores_of(circuit)
-    used = {node_of(name) for edge in circuit if not edge.is_projection for name in edge} | {"input", "logits"}
+    used = {circuit.graph.node_of(name) for edge in circuit if not edge.is_projection for name in edge} | {
+        "input",
+        "logits",
+    }
     content = {
         "cfg": cfg,
         "nodes": {name: {"in_graph": name in used} for name in (*circuit.graph.senders, "logits")},

@@ -28,7 +28,7 @@ from acdc.errors import FormatError
 from acdc.files import write_atomically
 from acdc.formats.mib import CFG, config_of, mib_cfg, scores_of
 from acdc.formats.pickles import load, numbers, shown
-from acdc.graph import Edge, Graph, node_of
+from acdc.graph import Edge, Graph
 
 KEYS = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
 
@@ -52,7 +52,7 @@ def write_mib_pt(circuit: Circuit, path: str | Path) -> None:
     for edge in circuit:
         if not edge.is_projection:
             in_graph[_place(full, edge)] = True
-            for node in {edge.sender, node_of(edge.receiver)} - {"logits"}:
+            for node in {edge.sender, full.node_of(edge.receiver)} - {"logits"}:
                 nodes[full.sender_index[node]] = True
     content = (cfg, list(full.senders), list(full.ports), scores, in_graph, nodes)
     buffer = io.BytesIO()

@@ -97,11 +97,12 @@ def _name(hook: Any, index: Any, source: str) -> str:
     at = tuple(at) if isinstance(at, tuple | list) else at
     if isinstance(hook, str):
         if (match := HEADS.fullmatch(hook)) and isinstance(at, tuple) and at[:2] == (None, None) and len(at) == 3:
-            head = f"a{int(match[1])}.h{_head(at[2], source)}"
-            return f"{head}<{match[2]}>" if match[2] else head if match[3] == "result" else f"{head}[{match[3]}]"
+            head = Node("head", int(match[1]), _head(at[2], source))
+            letter = match[2] or match[3].replace("result", "")
+            return str(head._replace(letter=letter, projected=bool(letter) and not match[2]))
         if at == (None,):
             if match := WHOLE.fullmatch(hook):
-                return "logits" if match[2] == "hook_resid_post" else f"m{int(match[1])}"
+                return "logits" if match[2] == "hook_resid_post" else str(Node("mlp", int(match[1])))
             if hook in INPUTS:
                 return INPUTS[hook]
     raise FormatError(f"{source}: {shown(hook)} at {shown(at)} is no node of the original's graph without positions")
@@ -122,12 +123,12 @@ def _shape(edges: Mapping[Edge, Any], last: int | None) -> tuple[GraphConfig, tu
     """The smallest model that has the edges, and what of its shape the edges do not say."""
     nodes: list[Node] = [parse_node(name) for edge in edges for name in edge]
     layers = [node.layer for node in nodes if node.kind in ("head", "mlp")] + ([] if last is None else [last])
-    inputs = {name for edge in edges for name in edge if name.startswith("input")}
+    inputs = {str(node) for node in nodes if node.kind == "input"}
     unsaid = ["d_model", "n_heads", "attn_only"]
     unsaid += ["n_layers"] * (last is None) + ["split_embedding"] * (not inputs)
     config = GraphConfig(
         n_layers=max(layers, default=0) + 1,
-        n_heads=max((node.head for node in nodes if node.kind == "head"), default=0) + 1,
+        n_heads=max((node.unit for node in nodes if node.kind == "head"), default=0) + 1,
         d_model=0,
         attn_only=not any(node.kind == "mlp" for node in nodes),
         split_embedding=bool(inputs - {"input"}),

@@ -18,7 +18,6 @@ import torch
 from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.graph import node_of
 from acdc.patching.base import (
     DIRECTIONS,
     Progress,
@@ -147,7 +146,7 @@ def _levels(sweep: _Sweep, direction: str, paths: Sequence[Path]) -> Iterator[Pa
     """Who feeds the node, who feeds the strongest of those, and so on; every node is asked once."""
     settings, graph = sweep.settings, sweep.experiment.graph
     senders = list(dict.fromkeys(path.senders for path in paths))  # whatever comes before a sender is among these
-    asked = {node_of(paths[0].receivers.name)}
+    asked = {graph.node_of(paths[0].receivers.name)}
     for level in range(1, settings.depth + 1):
         found = sweep(direction, paths)
         strong = (name for name, size in found.strength().items() if size >= settings.limit)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from acdc.errors import ConfigError
-from acdc.graph import LETTERS, Edge, Graph, parse_node
+from acdc.graph import Edge, Graph
 
 SWEEPS = ("both", "senders", "receivers", "none")
 WORDS = {"heads": "head", "mlps": "mlp"}  # names for all nodes of a kind
@@ -77,8 +77,7 @@ def ports_of(graph: Graph, name: str) -> tuple[str, ...]:
     """The ports that a name stands for: a port itself, the q, k and v of a head; of an input or anything else none."""
     if name in graph.port_index:
         return (name,)
-    ports = tuple(f"{name}<{letter}>" for letter in LETTERS)
-    return ports if ports[0] in graph.port_index else ()
+    return graph.ports_of(name) if name in graph.sender_index else ()
 
 
 def through_nodes(graph: Graph, names: list[str] | str) -> frozenset[str]:
@@ -123,7 +122,7 @@ def _groups(
     for given in [names] if isinstance(names, str) else names:
         nodes = [given]
         if given in WORDS:
-            nodes = [node for node in graph.senders if parse_node(node).kind == WORDS[given]]
+            nodes = [node for node in graph.senders if graph[node].kind == WORDS[given]]
         groups += [Group(node, members(node)) for node in nodes]
         if not nodes or not members(nodes[0]):
             first = {"receivers": "logits, ", "senders": f"{', '.join(graph.inputs)}, ", "through": "none, "}[key]
@@ -139,11 +138,12 @@ def _groups(
 
 def _known(graph: Graph, ports: bool) -> str:
     """The names that a model has, in few words."""
-    layers, heads = graph.config.n_layers - 1, graph.config.n_heads - 1
-    names = f"a0.h0 to a{layers}.h{heads}"
+    last = graph.config.n_layers - 1
+    first_head, last_head = graph.heads(0)[0], graph.heads(last)[-1]
+    names = f"{first_head} to {last_head}"
     if ports:
-        names += " (or a port of one, such as a0.h0<q>)"
-    return names if graph.config.attn_only else f"{names}, m0 to m{layers}"
+        names += f" (or a port of one, such as {graph.ports_of(first_head)[0]})"
+    return names if graph.config.attn_only else f"{names}, {graph.mlp(0)} to {graph.mlp(last)}"
 
 
 def _together(groups: Sequence[Group], names: Names) -> Group:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
-from acdc.graph import LETTERS, parse_node
+from acdc.graph import LETTERS
 from acdc.patching.path_choice import Path
 
 Senders = tuple[str, ...]
@@ -76,7 +76,7 @@ class PathRun:
         return run.bytes_per_variant() + (4 + 2 * n_stages) * self.base.pre[0].nbytes
 
     def _stage(self, port: str) -> int:
-        node = parse_node(port)
+        node = self.graph[port]
         if node.kind == "logits":
             return 2 * len(self.model.layers)
         return 2 * node.layer + (node.kind == "mlp" and not self.model.config.parallel_attn_mlp)
@@ -108,7 +108,7 @@ class PathRun:
 
     def _of_heads(self, i: int, before: Tensor, has: Mapping[str, Tensor]) -> Tensor:
         """What heads of a layer add, `variant row pos d_model`: senders and those that respond."""
-        layer, names = self.model.layers[i], [f"a{i}.h{h}" for h in range(self.graph.config.n_heads)]
+        layer, names = self.model.layers[i], self.graph.heads(i)
         responding = [h for h, name in enumerate(names) if name in self.through]
         change = torch.zeros_like(before)
         touched = before.flatten(1).any(1).cpu() if responding else torch.zeros(len(before), dtype=torch.bool)
@@ -129,9 +129,9 @@ class PathRun:
 
     def _of_mlp(self, i: int, inputs: Tensor, has: Mapping[str, Tensor]) -> Tensor:
         """What the MLP of a layer adds to the stream, whose change at its port is `inputs`."""
-        name = f"m{i}"
+        name = self.graph.mlp(i)
         change = self.base.written_by_mlp(i, inputs) if name in self.through else torch.zeros_like(inputs)
-        if name in has:
+        if name is not None and name in has:
             change[has[name]] = self.mlps[i]
         return change
 
@@ -157,12 +157,12 @@ class PathRun:
         everywhere = torch.ones(len(changes[min(changes)]), 1, 1, 1, dtype=torch.bool, device=self.place.device)
         for i, layer in enumerate(self.model.layers):
             for letter in LETTERS:
-                told = [f"a{i}.h{h}<{letter}>" in ports for h in range(layer.n_heads)]
+                told = [port in ports for port in self.graph.ports[self.graph.head_ports(i, letter)]]
                 if any(told):
                     recorded = layer.project_together(letter, self.base.pre[i] + changes[2 * i])
                     where = everywhere[:, None] & torch.tensor(told, device=self.place.device)[:, None, None, None]
                     replaced[letter, i] = Replaced(where, recorded)
-            if f"m{i}" in ports:
-                recorded = self.base.values.mlps[i] + self.base.written_by_mlp(i, changes[self._stage(f"m{i}")])
+            if (mlp := self.graph.mlp(i)) in ports and mlp is not None:
+                recorded = self.base.values.mlps[i] + self.base.written_by_mlp(i, changes[self._stage(mlp)])
                 replaced["mlp_out", i] = Replaced(everywhere, recorded)
         return JointRun(self.base).metric_values(replaced)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from acdc.experiment import Experiment
+from acdc.graph import Graph
 from acdc.model.parts import LanguageModel
 from acdc.patching.ablated import LEAST, Backup
 from acdc.patching.base import by_pair
@@ -32,7 +33,7 @@ def find_backup(together: Together, sites: Sequence[Site]) -> list[Backup]:
     directions = read_directions(experiment)
     before = _clean_effects(experiment, directions)
     after = torch.zeros(len(sites), *before.shape, dtype=before.dtype, device=before.device)
-    names = tuple(component_names(experiment.model))
+    names = tuple(component_names(experiment.graph))
     for batch in together.batches([[site] for site in sites]):
         found = batch.run.run(batch.replaced)
         changed = direct_effects(batch.run.experiment, directions[batch.here], found.heads, found.mlps)
@@ -40,7 +41,7 @@ def find_backup(together: Together, sites: Sequence[Site]) -> list[Backup]:
             after[batch.sets, i, batch.here] += changed[name] if name in changed else before[i, batch.here]
     by_site = by_pair(experiment, after / draws)
     start = by_pair(experiment, before)
-    return [Backup(s, names, start, a, *_roles(experiment.model, s)) for s, a in zip(sites, by_site, strict=True)]
+    return [Backup(s, names, start, a, *_roles(experiment.graph, s)) for s, a in zip(sites, by_site, strict=True)]
 
 
 def most_direct(experiment: Experiment, sites: Sequence[Site], count: int) -> list[Site]:
@@ -51,7 +52,7 @@ def most_direct(experiment: Experiment, sites: Sequence[Site], count: int) -> li
     read = {}  # of each place: the readouts that are in it
     size = {}
     for site in filter(fits, sites):
-        own, later = _roles(experiment.model, site)
+        own, later = _roles(experiment.graph, site)
         if (name := site.place.name) not in read:
             read[name] = site.place.mask(experiment)[readouts.pair, readouts.position]
         if later:
@@ -98,32 +99,25 @@ def direct_effects(
     for i, z in heads.items():
         read = torch.einsum("hed,rd->hre", experiment.model.layers[i].W_O, directions)
         each = torch.einsum("vhre,hre->hvr", experiment.read(z), read)
-        found |= {f"a{i}.h{head}": effect for head, effect in enumerate(each)}
-        if i in mlps:
-            found[f"m{i}"] = torch.einsum("vrd,rd->vr", experiment.read(mlps[i]), directions)
+        found |= dict(zip(experiment.graph.heads(i), each, strict=True))
+        if i in mlps and (mlp := experiment.graph.mlp(i)) is not None:
+            found[mlp] = torch.einsum("vrd,rd->vr", experiment.read(mlps[i]), directions)
     return found
 
 
-def component_names(model: LanguageModel) -> list[str]:
-    names = []
-    for i, layer in enumerate(model.layers):
-        names += [f"a{i}.h{head}" for head in range(layer.n_heads)] + [f"m{i}"] * (layer.mlp is not None)
-    return names
+def component_names(graph: Graph) -> list[str]:
+    """Every head and MLP, in the order of the senders."""
+    return list(graph.senders[len(graph.inputs) :])
 
 
-def _roles(model: LanguageModel, site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _roles(graph: Graph, site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the components, those that the site is of, and those that come after it."""
-    names = component_names(model)
-    index = {name: i for i, name in enumerate(names)}
-    if KINDS[site.kind].units == "head":
-        heads = range(model.config.n_heads) if site.head is None else [site.head]
-        own = [index[f"a{site.layer}.h{head}"] for head in heads]
-    else:
-        own = [index[f"m{site.layer}"]]
-    after = [i for name, i in index.items() if int(name[1:].partition(".")[0]) > site.layer]
-    if KINDS[site.kind].units == "head" and f"m{site.layer}" in index and not model.config.parallel_attn_mlp:
-        after.insert(0, index[f"m{site.layer}"])
-    return tuple(own), tuple(after)
+    rows = [graph[name] for name in component_names(graph)]
+    kind = "head" if KINDS[site.kind].units == "head" else "mlp"
+    mine = [row.kind == kind and row.layer == site.layer and site.head in (None, row.unit) for row in rows]
+    reads_heads = kind == "head" and not graph.config.parallel_attn_mlp  # the MLP of the same layer does
+    after = [row.layer > site.layer or (reads_heads and row.kind == "mlp" and row.layer == site.layer) for row in rows]
+    return tuple(i for i, one in enumerate(mine) if one), tuple(i for i, one in enumerate(after) if one)
 
 
 def _all_given(ids: Tensor) -> bool:

@@ -232,12 +232,12 @@ def layers_table(circuit: Circuit) -> str:
         if edge.is_projection:
             continue
         sender, receiver = parse_node(edge.sender), parse_node(edge.receiver)
-        kind = receiver.port or receiver.kind
+        kind = receiver.letter or receiver.kind
         into[receiver.layer, kind] = into.get((receiver.layer, kind), 0) + 1
         out[sender.layer] = out.get(sender.layer, 0) + 1
         for node in (sender, receiver):
             if node.kind == "head":
-                heads.setdefault(node.layer, set()).add(node.head)
+                heads.setdefault(node.layer, set()).add(node.unit)
     most = max(into.values(), default=1)
 
     def cell(layer: int, kind: str) -> str:

@@ -96,8 +96,8 @@ def _grid(cells: Cells, panels: Iterable[Cells]) -> tuple[list[str], list[str], 
     n_inputs = len(rows)
     rows += [str(layer) for layer in range(max(layers, default=-1) + 1)]
     rows += ["logits"] * ("logits" in nodes)
-    ports = [port for port in ("", "q", "k", "v") if any(n.kind == "head" and n.port == port for n in nodes.values())]
-    heads = range(max((n.head for n in nodes.values() if n.kind == "head"), default=-1) + 1)
+    ports = [port for port in ("", "q", "k", "v") if any(n.kind == "head" and n.letter == port for n in nodes.values())]
+    heads = range(max((n.unit for n in nodes.values() if n.kind == "head"), default=-1) + 1)
     columns = [f"{port}{head}" if port else f"h{head}" for port in ports for head in heads]
     columns += ["mlp"] * (not columns or any(n.kind == "mlp" for n in nodes.values()))
     values = np.full((len(rows), len(columns)), np.nan)
@@ -106,7 +106,7 @@ def _grid(cells: Cells, panels: Iterable[Cells]) -> tuple[list[str], list[str], 
         if node.kind in ("input", "logits"):
             values[rows.index(name), 0] = effect
         else:
-            column = "mlp" if node.kind == "mlp" else f"{node.port}{node.head}" if node.port else f"h{node.head}"
+            column = "mlp" if node.kind == "mlp" else f"{node.letter}{node.unit}" if node.letter else f"h{node.unit}"
             values[n_inputs + node.layer, columns.index(column)] = effect
     return rows, columns, values
 

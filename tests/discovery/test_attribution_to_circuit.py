@@ -74,7 +74,7 @@ def test_a_node_is_attributed_the_slope_of_the_loss(kind: str) -> None:
             losses = []
             for sign in (1, -1):
                 if node.kind == "head":
-                    key, at = ("head_output", node.layer), (slice(None), node.head)
+                    key, at = ("head_output", node.layer), (slice(None), node.unit)
                     values = [values.heads[node.layer] for values in (run.values, one.ablated, one.clean)]
                     where = torch.zeros(1, values[0].shape[0], 1, 1, 1, dtype=torch.bool)
                 else:

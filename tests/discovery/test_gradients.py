@@ -133,8 +133,8 @@ def by_group(scores: dict[Edge, float], group: int) -> Scores:
     total: Scores = {}
     for (sender, receiver), value in scores.items():
         node, port = parse_node(receiver), receiver
-        if node.port:
-            port = f"a{node.layer}.g{node.head // (1 if node.port == 'q' else group)}<{node.port}>"
+        if node.letter:
+            port = f"a{node.layer}.g{node.unit // (1 if node.letter == 'q' else group)}<{node.letter}>"
         total[sender, port] = total.get((sender, port), 0.0) + value
     return total
 

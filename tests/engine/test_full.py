@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acdc.engine.full import FullEngine
-from acdc.engine.mask import EdgeMask, port_rows
+from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph, GraphSettings
 from acdc.metrics import METRICS
@@ -364,12 +364,18 @@ def test_a_mask_holds_its_edges(kind: str, projection_edges: bool, seed: int) ->
 def test_rows_of_a_layers_ports() -> None:
     graph = Graph(small("gpt2").parts.config)
     for layer in range(2):
-        rows, mlp = port_rows(graph, layer)
         for letter in "qkv":
-            assert list(graph.ports[rows[letter]]) == [f"a{layer}.h{head}<{letter}>" for head in range(2)]
-        assert mlp is not None
-        assert graph.ports[mlp] == f"m{layer}"
-    assert port_rows(Graph(small("attention_only").parts.config), 0)[1] is None
+            assert list(graph.ports[graph.head_ports(layer, letter)]) == [
+                f"a{layer}.h{head}<{letter}>" for head in range(2)
+            ]
+        mlp_port, mlp_sender = graph.mlp_port(layer), graph.mlp_sender(layer)
+        assert mlp_port is not None
+        assert mlp_sender is not None
+        assert graph.ports[mlp_port] == graph.senders[mlp_sender] == f"m{layer}"
+        assert list(graph.senders[graph.head_senders(layer)]) == [f"a{layer}.h{head}" for head in range(2)]
+        assert len(graph.ports[graph.layer_ports(layer)]) == 7
+    without = Graph(small("attention_only").parts.config)
+    assert without.mlp(0) is without.mlp_port(0) is without.mlp_sender(0) is None
 
 
 @pytest.mark.parametrize("task", ["ioi", "greater_than", "gendered_pronoun", "induction"])

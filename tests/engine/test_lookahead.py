@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc.engine.lookahead import Lookahead
-from acdc.graph import Edge
+from acdc.graph import Edge, Graph, GraphConfig
+
+GRAPH = Graph(GraphConfig(n_layers=1000, n_heads=1, d_model=1))
 
 
 class Table:
@@ -69,7 +71,7 @@ def test_decisions_are_those_of_one_at_a_time(
 ) -> None:
     rng = random.Random(seed)
     table = Table(seed, max(most_variants, batch_size or 1))
-    lookahead = Lookahead(table, threshold, batch_size)
+    lookahead = Lookahead(table, GRAPH, threshold, batch_size)
     for number, n in enumerate(sizes):
         edges = edges_of(f"m{90 + number}", n)
         table.left = frozenset(edges)
@@ -99,7 +101,7 @@ def test_receivers_alike_are_tested_with_little_waste(n_kept: int) -> None:
 
     important = {f"m{i}" for i in random.Random(0).sample(range(100), n_kept)}
     table = Additive(0, 64)
-    lookahead = Lookahead(table, 0.5)
+    lookahead = Lookahead(table, GRAPH, 0.5)
     for number in range(10):
         edges = edges_of(f"m{900 + number}", 100)
         table.left = frozenset(edges)
