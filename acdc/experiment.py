@@ -114,7 +114,7 @@ class Experiment:
             ablation=ablation,
             batch=batch.to(model.device),
             readouts=readouts.to(model.device, model.dtype),
-            notes=tuple(task.notes),
+            notes=(*task.notes, *tokenizer.notes),
         )
         return experiment._filtered(settings)._checked()
 

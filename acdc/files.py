@@ -16,7 +16,9 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # A file's name may hold bytes that are no text, as Python has them: halves of characters, written as \\ud83d.
+        content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

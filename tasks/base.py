@@ -7,9 +7,11 @@ with the place of the offending pair, what no metric could use.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from acdc.errors import TaskError
@@ -122,13 +124,18 @@ class HuggingFaceTokenizer(Protocol):
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer with one rule for special tokens.
+    """A Hugging Face tokenizer with one rule for special tokens: those in front of a text count, none behind it does.
 
     Parameters
     ----------
     tokenizer: the model's own, or None for a model without one (then only token ids can be used).
     vocabulary_size: number of ids the model knows.
-    prepend_bos: None keeps what the tokenizer does by itself; True puts its BOS first; False adds no special token.
+    prepend_bos: None keeps what the tokenizer puts in front by itself; True puts its BOS first; False adds no special
+        token. A text that begins with that token already gets no second one.
+
+    Attributes
+    ----------
+    notes: what the user should hear of how texts became ids, each said once.
     """
 
     def __init__(
@@ -137,6 +144,7 @@ class Tokenizer:
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self.prepend_bos = prepend_bos
+        self.notes: list[str] = []
         if prepend_bos and (tokenizer is None or tokenizer.bos_token_id is None):
             raise TaskError("task.prepend_bos=true, but the model's tokenizer has no BOS token: give null or false")
 
@@ -152,18 +160,56 @@ class Tokenizer:
     @property
     def bos(self) -> list[int]:
         """The ids a prompt of token ids should begin with: BOS where it is asked for or the tokenizer's habit."""
-        if self.tokenizer is None or self.prepend_bos is False:
-            return []
-        return self.encode("")[:1]
+        return [] if self.tokenizer is None else self._around[0][:1]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens in front of a text, and those that the tokenizer would put behind it."""
+        tokenizer = self._required()
+        if self.prepend_bos is False:
+            return [], []
+        before, behind = self._habit()
+        if self.prepend_bos and before[:1] != [tokenizer.bos_token_id]:
+            assert tokenizer.bos_token_id is not None
+            before = [tokenizer.bos_token_id, *before]
+        return before, behind
+
+    def _habit(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer adds by itself, seen on a text of ordinary tokens: so it is clear which are its own."""
+        tokenizer, special = self._required(), self.special_ids
+        if not tokenizer("")["input_ids"]:
+            return [], []
+        for token in range(self.vocabulary_size):
+            text = tokenizer.decode([token])
+            ids = self._plain(text)
+            if not ids or special & set(ids):
+                continue
+            whole = list(tokenizer(text)["input_ids"])
+            starts = [i for i in range(len(whole)) if whole[i : i + len(ids)] == ids]
+            if len(starts) == 1:
+                return whole[: starts[0]], whole[starts[0] + len(ids) :]
+        return [], []
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._required()(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens included."""
-        tokenizer = self._required()
-        ids = list(tokenizer(text, add_special_tokens=self.prepend_bos is not False)["input_ids"])
-        if self.prepend_bos and ids[:1] != [tokenizer.bos_token_id]:
-            assert tokenizer.bos_token_id is not None
-            ids.insert(0, tokenizer.bos_token_id)
-        return ids
+        """Token ids of a text, with the special tokens in front of it."""
+        (before, behind), ids = self._around, self._plain(text)
+        if behind:
+            self.note(
+                f"the model's tokenizer ends every text with {self.decode(behind)!r}: it is left out, so that a prompt"
+                " ends with its own last token"
+            )
+        if before and ids[:1] == before[:1]:
+            self.note(f"a prompt begins with {self.decode(before[:1])!r} already, so no second one is put in front")
+            return ids
+        return [*before, *ids]
+
+    def note(self, text: str) -> None:
+        """Keep what the user should hear."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; the ids themselves where there is no tokenizer."""
@@ -218,21 +264,46 @@ class Tokenizer:
         return len(self.encode(text[:end])) - 1
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def lone_surrogate(data: Any) -> str | None:
+    """Half of a character, as it would be escaped, from the texts in lists, objects and numbers; None if all are whole.
+
+    JSON and Python can write one; a tokenizer or a file in UTF-8 cannot.
+    """
+    found = _LONE_SURROGATE.search(json.dumps(data, ensure_ascii=False, default=str))
+    return None if found is None else ascii(found.group())[1:-1]
+
+
 def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[TokenizedPair]:
-    """Pairs as token ids.
+    """Pairs as token ids. An answer that a pair gives twice counts once; the tokenizer's notes say where that was.
 
     Raises
     ------
     TaskError: no pairs; a clean and a corrupted prompt of different length; an answer that is not one token or is
-        also a wrong answer; a word or an id outside the vocabulary; a position outside the prompt. The message names
-        the pair.
+        also a wrong answer; a word or an id outside the vocabulary; half of a character; a position outside the
+        prompt. The message names the pair.
     """
     if not pairs:
         raise TaskError("the task has no pairs: give at least one")
-    return [_tokenize_pair(pair, tokenizer, pair.where or f"pair {i}") for i, pair in enumerate(pairs)]
+    tokenized, repeated = [], []
+    for i, pair in enumerate(pairs):
+        where = pair.where or f"pair {i}"
+        one = _tokenize_pair(pair, tokenizer, where)
+        answers, wrong = (tuple(tuple(dict.fromkeys(ids)) for ids in all_) for all_ in (one.answers, one.wrong_answers))
+        if (answers, wrong) != (one.answers, one.wrong_answers):
+            repeated.append(where)
+        tokenized.append(replace(one, answers=answers, wrong_answers=wrong))
+    if repeated:
+        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        tokenizer.note(f"an answer that is given twice counts once: {', '.join(repeated[:3])}{more}")
+    return tokenized
 
 
 def _tokenize_pair(pair: Pair, tokenizer: Tokenizer, where: str) -> TokenizedPair:
+    if half := lone_surrogate([pair.clean, pair.corrupted, pair.answers, pair.wrong_answers, [*pair.labels]]):
+        raise TaskError(f"{where} holds half of a character, {half}: write the whole one, or leave it out")
     clean = _tokenize_prompt(pair.clean, tokenizer, where)
     partners = [_tokenize_prompt(prompt, tokenizer, where) for prompt in _partners(pair.corrupted)]
     for partner in partners:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import ConfigError, FormatError
-from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
+from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer, lone_surrogate
 
 REQUIRED = ("clean", "corrupted")
 OPTIONAL = ("answers", "wrong_answers", "position", "subject", "labels")
@@ -87,6 +87,8 @@ def _read_pair(line: str, where: str, tokenizer: Tokenizer) -> Pair:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where} is not JSON ({error}): give one object on the line") from None
+    if half := lone_surrogate(record):
+        raise FormatError(f"{where} holds half of a character, {half}: write the whole one, or leave it out")
     if not isinstance(record, dict):
         raise FormatError(f'{where} is not a JSON object: give {{"clean": …, "corrupted": …}}')
     for key in REQUIRED:

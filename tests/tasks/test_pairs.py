@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from acdc.errors import AcdcError, ConfigError, FormatError, TaskError
-from acdc.tasks.base import Tokenizer, tokenize_pairs
+from acdc.tasks.base import Pair, Tokenizer, tokenize_pairs
 from acdc.tasks.pairs import Settings, build
 
 PAIR = {"clean": [0, 2, 1], "corrupted": [2, 2, 1], "answers": [0], "wrong_answers": [1]}
@@ -148,3 +148,34 @@ def test_words_outside_the_vocabulary(
     name: str, text: str, unknown: str | None, request: pytest.FixtureRequest
 ) -> None:
     assert request.getfixturevalue(name).unknown_word(text) == unknown
+
+
+@pytest.mark.parametrize("key", ["answers", "wrong_answers"])
+def test_a_repeated_answer_counts_once(tmp_path: Path, pocket: Tokenizer, key: str) -> None:
+    """As text twice, as text and id, and at one of several positions; a note names the lines."""
+    (mary,) = pocket.encode(" Mary")
+    both = {"answers": [" John"], "wrong_answers": [" John"]}
+    del both[key]
+    given = [[" Mary", " Mary"], [" Mary", mary], [" Mary"], [[" Mary"], [" Mary", " Mary"]]]
+    record = {"clean": "Mary and John went to", "corrupted": "John and John went to", **both}
+    records = [record | {key: answers} for answers in given]
+    records[3] |= {"position": [2, -1], **{other: [answers, answers] for other, answers in both.items()}}
+    tokenizer = Tokenizer(pocket.tokenizer, pocket.vocabulary_size)
+    pairs = tokenize_pairs(build(Settings(path=write(tmp_path, *records)), tokenizer).pairs, tokenizer)
+    assert [getattr(pair, key) for pair in pairs] == [((mary,),)] * 3 + [((mary,), (mary,))]
+    (note,) = tokenizer.notes
+    assert [f"line {n}" in note for n in (1, 2, 3, 4)] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("key", ["clean", "corrupted", "answers", "labels", "name"])
+def test_half_a_character_is_refused_with_its_line(tmp_path: Path, pocket: Tokenizer, key: str) -> None:
+    half = {"corrupted": ["Mary went", "\ud83d went"], "answers": ["\ud83d"], "labels": {"\ud83d": 1}}.get(
+        key, "\ud83d"
+    )
+    record = {"clean": "John went", "corrupted": "Mary went", key: half}
+    path = write(tmp_path, {"clean": "John went", "corrupted": "Mary went"}, json.dumps(record))
+    with pytest.raises(FormatError, match=r"my pairs\.jsonl line 2 holds half of a character, \\ud83d: write"):
+        build(Settings(path=path), pocket)
+    if key != "name":
+        with pytest.raises(TaskError, match=r"^pair 0 holds half of a character, \\ud83d: write"):
+            tokenize_pairs([Pair(**record)], pocket)
