@@ -21,6 +21,7 @@ from acdc.model.check import check_parts
 from acdc.model.forward import run
 from acdc.model.load import ModelSettings, load_model
 from acdc.model.parts import LanguageModel
+from acdc.process import undisturbed
 from acdc.tasks.base import Task, TaskSettings, TokenizedPair, Tokenizer, tokenize_pairs
 
 
@@ -56,6 +57,7 @@ class Experiment:
     notes: tuple[str, ...] = field(default=())
 
     @classmethod
+    @undisturbed
     def build(
         cls,
         model: str | Path | ModelSettings | LanguageModel | None = None,
@@ -95,6 +97,7 @@ class Experiment:
         bridge = None
         if not isinstance(model, LanguageModel):
             model, bridge = load_model(_model_settings(_own_model(settings or task) if model is None else model), graph)
+        model = model.trainable()
         prepend_bos = settings.prepend_bos if settings is not None else None
         tokenizer = Tokenizer(model.tokenizer, model.vocabulary_size, prepend_bos)
         if settings is not None:
@@ -131,6 +134,7 @@ class Experiment:
         _ = self.metric, self.ablated
         return self
 
+    @undisturbed
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Experiment:
         """The same experiment elsewhere or in another precision; every value is computed anew there."""
         return dataclasses.replace(
@@ -150,6 +154,7 @@ class Experiment:
         pairs = (dataclasses.replace(pair, corrupted=(pair.corrupted[partner],)) for pair in self.pairs)
         return self._with(self.task, tuple(pairs))
 
+    @undisturbed
     def _with(self, task: Task, pairs: tuple[TokenizedPair, ...]) -> Experiment:
         batch, readouts = _tensors(pairs, self.ablation.draws)
         return dataclasses.replace(
@@ -189,6 +194,7 @@ class Experiment:
         return Graph(self.model.config)
 
     @cached_property
+    @undisturbed
     def _clean_run(self) -> tuple[Values, Tensor]:
         return run(self.model, self.batch.clean, self.batch.lengths)
 
@@ -198,6 +204,7 @@ class Experiment:
         return self._clean_run[0]
 
     @cached_property
+    @undisturbed
     def ablated(self) -> Values:
         """What every sender's removed edges carry."""
         same = self.ablation.name in ("zero", "noise")
@@ -206,11 +213,13 @@ class Experiment:
         return ablated_values(self.ablation, self.clean, corrupted, self.batch.lengths, pairs)
 
     @cached_property
+    @undisturbed
     def metric(self) -> Metric:
         """The metric, tied to these pairs and the full model's logits."""
         return make_metric(self.metric_name, self.readouts, self.clean_logits)
 
     @cached_property
+    @undisturbed
     def clean_logits(self) -> Tensor:
         """The full model's logits at the readouts, `readout vocabulary`."""
         return self.model.unembed(self.read(self._clean_run[1]))
@@ -221,6 +230,7 @@ class Experiment:
         return self._clean_run[1]
 
     @cached_property
+    @undisturbed
     def attention_mask(self) -> Tensor:
         """`row query key`, True where a query may not look."""
         return self.model.attention_mask(self.batch.lengths, self.batch.clean.shape[1])
@@ -229,6 +239,7 @@ class Experiment:
         """The readouts' rows of a residual stream: `... pair pos d` → `... readout d`."""
         return stream[..., self.readouts.pair, self.readouts.position, :]
 
+    @undisturbed
     def by_pair(self, values: Tensor) -> Tensor:
         """Each pair's mean over its positions, corrupted partners and draws: `... readout` → `... pair`, in float64.
 

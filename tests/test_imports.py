@@ -16,7 +16,7 @@ ROOT = Path(acdc.__file__).parents[1]
 # From left to right; a module imports what stands to its left or in its own room.
 ROOMS = (
     ("acdc.errors",),
-    ("acdc.files", "acdc.settings", "acdc.graph"),
+    ("acdc.files", "acdc.settings", "acdc.graph", "acdc.process"),
     ("acdc.circuit",),
     ("acdc.tasks",),
     ("acdc.model", "acdc.ablation", "acdc.metrics"),

@@ -13,6 +13,7 @@ from acdc.discovery.base import Decision, Observer, Store
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.process import undisturbed
 
 METHODS = (
     "acdc",
@@ -38,6 +39,7 @@ def load(method: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{method}")
 
 
+@undisturbed
 def discover(
     experiment: Experiment,
     method: str | Any = "acdc",

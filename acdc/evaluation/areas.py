@@ -29,6 +29,7 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
 from acdc.metrics import recovery
+from acdc.process import undisturbed
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -42,6 +43,7 @@ class Point:
     f: float
 
 
+@undisturbed
 def curve(
     experiment: Experiment,
     scores: Mapping[Edge, float],
@@ -114,6 +116,7 @@ class Areas:
         return cmd(self.absolute)
 
 
+@undisturbed
 def areas(
     experiment: Experiment, scores: Mapping[Edge, float], engine: FullEngine | None = None, last_first: bool = False
 ) -> Areas:
@@ -128,6 +131,7 @@ def tied(graph: Graph, scores: Mapping[Edge, float]) -> int:
     return sum(count for count in sizes.values() if count > 1)
 
 
+@undisturbed
 def random_scores(experiment: Experiment, draws: int, seed: int = 0) -> list[dict[Edge, float]]:
     """Uniform scores in [−1, 1) for every edge: the baseline."""
     rng = random.Random(seed)

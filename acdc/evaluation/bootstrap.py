@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.faithfulness import Measured
+from acdc.process import undisturbed
 
 Interval = tuple[float, float]
 
 
+@undisturbed
 def resamples(n_pairs: int, draws: int, seed: int = 0) -> Tensor:
     """Indices of pairs drawn with replacement, `draw pair`; the same seed gives the same ones."""
     return torch.randint(n_pairs, (draws, n_pairs), generator=torch.Generator().manual_seed(seed))
 
 
+@undisturbed
 def intervals(measured: Measured, draws: int = 1000, confidence: float = 0.95, seed: int = 0) -> dict[str, Interval]:
     """Intervals of `circuit` (the metric), `recovery`, `kl`, `accuracy` and `agreement`.
 

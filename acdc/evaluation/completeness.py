@@ -20,6 +20,7 @@ from acdc.engine.variations import Variations
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.process import undisturbed
 
 KINDS = ("nodes", "edges")
 
@@ -55,6 +56,7 @@ class Completeness:
         return {**self.summary(), "span": self.span, "knockouts": each}
 
 
+@undisturbed
 def completeness(
     experiment: Experiment,
     circuit: Circuit,

@@ -31,10 +31,12 @@ from acdc.experiment import Experiment
 from acdc.graph import LETTERS, Edge, Graph
 from acdc.model.forward import streams
 from acdc.model.parts import LanguageModel, Layer, Mlp
+from acdc.process import undisturbed
 
 MOST_FELT = 14  # all subsets of a node's felt edges are tried
 
 
+@undisturbed
 @torch.no_grad()
 def derive_truth(experiment: Experiment, projection_edges: bool = False, tolerance: float = 1e-3) -> Truth:
     """What the weights say, for the experiment's pairs and ablation; its metric does not matter.

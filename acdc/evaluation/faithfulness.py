@@ -14,6 +14,7 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
 from acdc.metrics import make_metric, recovery
+from acdc.process import undisturbed
 
 _LOGITS = 2**26  # numbers held at once
 
@@ -37,6 +38,7 @@ class PerPair:
         return {name: values[variant] for name, values in every.items() if values is not None}
 
 
+@undisturbed
 def per_pair(experiment: Experiment, masks: Sequence[EdgeMask], engine: FullEngine | None = None) -> PerPair:
     """Measure sets of edges by complete evaluations."""
     engine = engine or FullEngine(experiment)
@@ -56,6 +58,7 @@ def per_pair(experiment: Experiment, masks: Sequence[EdgeMask], engine: FullEngi
     return PerPair(metric, kl, joined("agreement"), joined("accuracy"))
 
 
+@undisturbed
 @torch.no_grad()
 def measure_logits(experiment: Experiment, logits: Tensor) -> PerPair:
     """Measure the logits of some variants, `variant readout vocabulary`."""
@@ -104,6 +107,7 @@ class Measured:
         return numbers | {"kl": max(numbers["kl"], 0.0)}  # rounding can make it −1e-8
 
 
+@undisturbed
 def measure(experiment: Experiment, circuits: Sequence[Circuit], engine: FullEngine | None = None) -> list[Measured]:
     """Circuits of one graph on every pair, by complete evaluations."""
     if not circuits:
@@ -115,6 +119,7 @@ def measure(experiment: Experiment, circuits: Sequence[Circuit], engine: FullEng
     return [Measured(measured[i + 2], clean, corrupted, measured[0]) for i in range(len(circuits))]
 
 
+@undisturbed
 def faithfulness(experiment: Experiment, circuit: Circuit) -> dict[str, Any]:
     """The metric of the model, of nothing and of the circuit, and what that says, by complete evaluations.
 
@@ -127,6 +132,7 @@ def faithfulness(experiment: Experiment, circuit: Circuit) -> dict[str, Any]:
     return as_numbers(measured, circuit)
 
 
+@undisturbed
 def as_numbers(measured: Measured, circuit: Circuit) -> dict[str, Any]:
     """What `faithfulness` returns, from the values on each pair."""
     numbers: dict[str, Any] = {"clean": float(measured.clean.mean()), "corrupted": float(measured.corrupted.mean())}
@@ -136,6 +142,7 @@ def as_numbers(measured: Measured, circuit: Circuit) -> dict[str, Any]:
     return numbers | {"edges_kept": len(circuit), "edges_total": len(circuit.graph)}
 
 
+@undisturbed
 def by_partner(experiment: Experiment, circuit: Circuit) -> list[dict[str, Any]]:
     """`faithfulness` with each corrupted partner alone: how much the numbers depend on which one is taken.
 

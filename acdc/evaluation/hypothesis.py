@@ -31,6 +31,7 @@ from acdc.errors import ConfigError
 from acdc.evaluation.random_circuits import Walk
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.process import undisturbed
 
 LEVEL = 0.05  # below which a null is rejected
 
@@ -86,6 +87,7 @@ class Scores:
         return -self.experiment.metric.as_loss(self.experiment.by_pair(values)).cpu()
 
 
+@undisturbed
 def equivalence(scores: Scores, circuit: Circuit, epsilon: float = 0.1) -> Test:
     """Does the circuit do better than the model about as often as worse?
 
@@ -103,6 +105,7 @@ def equivalence(scores: Scores, circuit: Circuit, epsilon: float = 0.1) -> Test:
     return Test("equivalence", null, better / n, min(p, 1.0))
 
 
+@undisturbed
 def independence(scores: Scores, circuit: Circuit, permutations: int = 1000, seed: int = 0) -> Test:
     """Is what is left without the circuit independent of the model? A permutation test with HSIC.
 
@@ -116,6 +119,7 @@ def independence(scores: Scores, circuit: Circuit, permutations: int = 1000, see
     return Test("independence", null, value, p)
 
 
+@undisturbed
 def minimality_test(scores: Scores, circuit: Circuit, draws: int = 100, quantile: float = 0.9, seed: int = 0) -> Test:
     """Is every edge worth more than random ones that are put in beside the circuit?
 
@@ -166,6 +170,7 @@ def binomial(n: int, k: int, p: float) -> float:
     return math.exp(log)
 
 
+@undisturbed
 def hsic_test(x: Tensor, y: Tensor, permutations: int = 1000, seed: int = 0) -> tuple[float, float]:
     """HSIC of two samples and the share of permutations with at least as much.
 

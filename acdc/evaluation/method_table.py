@@ -21,6 +21,7 @@ from acdc.evaluation.ranking import Ranking, Size, ends
 from acdc.evaluation.roc import RULES, Grade, grade
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.process import undisturbed
 
 GATES = ("subnetwork_probing", "edge_pruning")  # methods whose scores are log α
 SHARE = 0.9  # of the recovery, that `edges_at_90` asks for
@@ -52,6 +53,7 @@ class Judge:
         aucs = [auc_column(label, rule, self.truths) for label in self.truths for rule in RULES] or ["auc"]
         return ["edges_at_90", "on_path_at_90", *(f"kl_at_{n}" for n in self.sizes), "cpr", "cmd", *aucs, *COSTS]
 
+    @undisturbed
     def judge(self, circuits: Sequence[Circuit], engine: FullEngine | None = None) -> Judged:
         """A method's row: of its circuit's scores (`tested`) and its costs (`metrics`); of several draws their mean."""
         engine = engine or FullEngine(self.experiment)

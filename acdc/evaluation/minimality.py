@@ -17,6 +17,7 @@ from acdc.engine.mask import EdgeMask
 from acdc.engine.variations import Variations
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.process import undisturbed
 
 NO_EFFECTS = ("hisp", "information_flow", "random")  # methods whose scores, and so thresholds, are no effects
 _TIE = 1e-6  # ε of near-ties, as ACDC's
@@ -39,6 +40,7 @@ class Minimality:
         return {"threshold": threshold, "below": len(self.below(threshold)), "worth": worth}
 
 
+@undisturbed
 def minimality(experiment: Experiment, circuit: Circuit, edges: Sequence[Edge] | None = None) -> Minimality:
     """What each edge (or some of them) is worth, by evaluating the circuit without it."""
     whole, edges = EdgeMask.of(circuit.graph, circuit), list(circuit) if edges is None else edges
@@ -54,6 +56,7 @@ def threshold_of(circuit: Circuit, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+@undisturbed
 def prune_again(experiment: Experiment, circuit: Circuit, threshold: float) -> Circuit:
     """The circuit without edges that are worth less than the threshold inside it.
 

@@ -19,6 +19,7 @@ from typing import Any
 from acdc.evaluation.frequency import Frequencies
 from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
+from acdc.process import undisturbed
 from acdc.tasks.base import TaskSettings, TokenizedPair, Tokenizer
 
 
@@ -210,6 +211,7 @@ class PairCheck:
         return [_row(self, record) for record in self.records]
 
 
+@undisturbed
 def check_pairs(
     experiment: Experiment, limits: Limits | None = None, frequencies: Frequencies | None = None
 ) -> PairCheck:

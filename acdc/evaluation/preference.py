@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acdc.experiment import Experiment
 from acdc.model.forward import run
+from acdc.process import undisturbed
 
 # Logits that are held at once: so many numbers make a block of pairs.
 BLOCK = 20_000_000
@@ -51,6 +52,7 @@ class Comparison:
     l2: float
 
 
+@undisturbed
 @torch.no_grad()
 def preferences(experiment: Experiment) -> list[Comparison]:
     """For every pair, and each of its corrupted partners in turn, what the two runs give.

@@ -23,6 +23,7 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.model.parts import LanguageModel, Layer
+from acdc.process import undisturbed
 from acdc.settings import from_mapping
 from acdc.tasks.base import TaskSettings
 
@@ -72,6 +73,7 @@ def settings_of(circuit: Circuit, label: str = "the circuit") -> Any:
     return from_mapping(known, {key: value for key, value in circuit.method.items() if key in options}, "method")
 
 
+@undisturbed
 def stability(
     experiment: Experiment,
     circuit: Circuit,
@@ -146,6 +148,7 @@ def reordered(model: LanguageModel, order: Order) -> LanguageModel:
     return replace(model, layers=layers)
 
 
+@undisturbed
 def discover_in_order(experiment: Experiment, method: Any, order: Order) -> Circuit:
     """A circuit found with heads in other places, in the model's own names."""
     model = reordered(experiment.model, order)

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from acdc.jobs.prepare import Prepared, prepare, prepare_all
 from acdc.jobs.settings import JOBS, MetricSettings, RunSettings
+from acdc.process import undisturbed
 
 __all__ = ["JOBS", "MetricSettings", "Prepared", "RunSettings", "prepare", "prepare_all", "run_job"]
 
 
+@undisturbed
 def run_job(prepared: Prepared, folder: Path, console: Console) -> None:
     """Do what `job=` asks for, in an existing folder."""
     importlib.import_module(f"{__name__}.{prepared.settings.job.name}").run(prepared, folder, console)

@@ -20,6 +20,7 @@ from acdc.experiment import Experiment
 from acdc.formats.reading import read_circuits
 from acdc.graph import Graph, GraphSettings
 from acdc.jobs.settings import CompareSettings, EvaluateSettings, RunSettings
+from acdc.process import undisturbed
 from acdc.tracking import check_tracker
 
 
@@ -40,6 +41,7 @@ class Prepared:
     circuits: dict[str, Circuit] = dataclasses.field(default_factory=dict)
 
 
+@undisturbed
 def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prepared:
     """Load the model, make and check the pairs.
 

@@ -21,6 +21,7 @@ from acdc.errors import ConfigError, ModelError
 from acdc.files import write_atomically, write_json
 from acdc.graph import GraphConfig, GraphSettings
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
+from acdc.process import undisturbed
 
 POCKET = Path(__file__).parent / "pocket"
 COMPILED = Path(__file__).parent / "compiled"
@@ -88,6 +89,7 @@ class ModelSettings:
         return device
 
 
+@undisturbed
 def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> tuple[LanguageModel, Any]:
     """The model as parts and the bridge it was read from (for `check_parts`).
 
@@ -237,6 +239,7 @@ def _quiet() -> None:
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
 
 
+@undisturbed
 def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: bool = False) -> LanguageModel:
     """The parts of a bridge, without gradients. ModelError names a part that is not supported."""
     config = bridge.cfg

@@ -21,19 +21,19 @@ from acdc.model.linear import linear
 T = TypeVar("T")
 
 
-def _moved(part: T, device: torch.device | str, dtype: torch.dtype) -> T:
-    """A dataclass of tensors (and of such dataclasses) on another device or in another precision."""
+def _mapped(part: T, change: Callable[[Tensor], Tensor]) -> T:
+    """A dataclass of tensors (and of such dataclasses) with every tensor changed."""
 
-    def move(value: Any) -> Any:
+    def mapped(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(device, dtype if value.is_floating_point() else value.dtype)
+            return change(value)
         if isinstance(value, (Norm, Rotary, Mlp, Layer)):
-            return _moved(value, device, dtype)
+            return _mapped(value, change)
         if isinstance(value, tuple):
-            return tuple(move(item) for item in value)
+            return tuple(mapped(item) for item in value)
         return value
 
-    return replace(part, **{f.name: move(getattr(part, f.name)) for f in fields(part)})  # type: ignore
+    return replace(part, **{f.name: mapped(getattr(part, f.name)) for f in fields(part)})  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,11 @@ class LanguageModel:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
         """The same model elsewhere or in another precision."""
-        return _moved(self, device, dtype)
+        return _mapped(self, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+
+    def trainable(self) -> LanguageModel:
+        """The same model; weights that were made in inference mode, which autograd refuses, are copied."""
+        return _mapped(self, lambda t: t.clone() if t.is_inference() else t)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids `pair pos` to the graph's input senders, `input pair pos d_model` (one, or token and position)."""

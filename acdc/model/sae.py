@@ -22,6 +22,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.files import write_atomically, write_json
+from acdc.process import undisturbed
 
 KINDS = ("relu", "jumprelu", "topk")
 HOOKS = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # where one can stand in a layer
@@ -106,6 +107,7 @@ class SparseAutoencoder:
         return back + x.mean(-1, keepdim=True) if self.centred else back
 
 
+@undisturbed
 def load_sae(name: str = "pocket", path: str | Path | None = None) -> SparseAutoencoder:
     """A bundled autoencoder, one in a folder, or a release of SAELens as RELEASE/ID.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.process import undisturbed
 
 METHODS = ("activation", "path", "ablation", "direct", "attribution", "tracing", "sae")
 
@@ -20,6 +21,7 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+@undisturbed
 def patch(experiment: Experiment, name: str = "activation", **options: Any) -> Any:
     """Patch, with the options of `name` as keywords: `patch(experiment, site="q", direction="noise")`.
 

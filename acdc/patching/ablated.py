@@ -13,6 +13,7 @@ from torch import Tensor
 from acdc.patching.ranking import NamedSites
 from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
+from acdc.process import undisturbed
 
 LEAST = 0.01  # of the largest direct effect: less is none
 
@@ -77,6 +78,7 @@ class Curve:
     ranked: Tensor | None
     shuffled: Tensor
 
+    @undisturbed
     def area(self, effects: Tensor) -> float:
         """Area under the mean effect (trapezoid), over the share of sites that are ablated: the mean effect on the
         way; larger means that what matters goes earlier."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from acdc.model.sae import SparseAutoencoder
 from acdc.patching.reconstruction import Reconstruction
 from acdc.patching.result import SiteMap
+from acdc.process import undisturbed
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class PatchedFeatures:
         return arrays
 
 
+@undisturbed
 def ranks(values: Tensor) -> Tensor:
     """The ranks of values from 1, the smallest, on; equal ones in the order in which they come."""
     return torch.empty_like(values, dtype=torch.long).scatter_(

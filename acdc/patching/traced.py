@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from acdc.patching.positions import Place
+from acdc.process import undisturbed
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Traced:
         """Whether the place is noised, in some pair at least."""
         return any(here & there for here, there in zip(place.tokens, self.subject.tokens, strict=True))
 
+    @undisturbed
     def effects(self, one: TraceMap) -> Effects:
         """The effects of a site's states. A pair's is the mean over its tokens in the place."""
         columns = []

@@ -1,0 +1,82 @@
+"""What torch keeps for the whole process: set to what the package needs while it works, then put back."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from acdc.errors import RunError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NO_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|alloc_failed", re.IGNORECASE)
+_ASKED = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]i?B))")
+
+
+def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that neither depends on nor changes what others have told torch; see `ordinary_state`.
+
+    Raises
+    ------
+    RunError: an allocation failed.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ordinary_state():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def ordinary_state() -> Iterator[None]:
+    """Gradients are on, inference mode and autocast off, float32 and the CPU the defaults, and float32 is multiplied in
+    full on the CPU. Global generators of random numbers stand afterwards where they stood before.
+
+    Raises
+    ------
+    RunError: an allocation failed. The message says what to lower.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(random.setstate, random.getstate())
+        if torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        matmul = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
+        if matmul is not None and matmul.fp32_precision not in ("none", "ieee"):
+            stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+            matmul.fp32_precision = "ieee"
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # a mode, which makes every operation slower
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+                raise
+            asked = _ASKED.search(str(error))
+            raise RunError(
+                f"there is not enough memory{f' for {_readable(asked[1])} more' if asked else ''}: lower task.size"
+                " (fewer pairs) or method.memory_gb (of job=patch: patch.memory_gb), or give model.dtype=bfloat16"
+            ) from error
+
+
+def _readable(asked: str) -> str:
+    number, _, unit = asked.partition(" ")
+    return f"{int(number) / 2**30:.3g} GiB" if unit == "bytes" else asked
