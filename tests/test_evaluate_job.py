@@ -59,7 +59,7 @@ def test_every_part(case: Case, found: Path, here: Path, capfd: pytest.CaptureFi
     assert own["intervals"]["recovery"][0] <= own["recovery"] <= own["intervals"]["recovery"][1]
     assert own["fresh"]["pairs"] == 2  # what task.size has left out of the file
     assert 0 <= own["agreement"] <= 1
-    assert set(own["scrubbed"]) == {"mean", "sd", "nothing"}
+    assert set(own["scrubbed"]) == {"pairs", "left_out", "clean", "corrupted", "mean", "sd", "nothing"}
     assert len(results["completeness"][name]["knockouts"]) == 6
     worth = results["minimality"][name]["worth"]
     assert set(worth) == {str(edge) for edge in circuit}
@@ -199,3 +199,26 @@ def test_refused_for_what_the_file_lacks(
         Circuit.load(found).save(here / "two" / name / "circuit.json")
     arguments = case.arguments(job="evaluate", circuit="two")
     assert_refused([*arguments, "job.prune=true"], capfd, "job.prune=true writes one circuit")
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 5), (3, 4, 5)])
+def test_what_cannot_be_scrubbed_is_left_out_and_said(
+    case: Case, found: Path, here: Path, capfd: pytest.CaptureFixture[str], lengths: tuple[int, ...]
+) -> None:
+    pairs = [
+        {"clean": [*range(i, i + n)], "corrupted": [*range(i, i + n - 1), 0], "answers": [8], "wrong_answers": [9]}
+        for i, n in enumerate(lengths)
+    ]
+    (here / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    few = {"job__random": 0, "job__bootstrap": 0, "job__scrubs": 2, "job__parts": "[faithfulness]"}
+    arguments = case.arguments(job="evaluate", circuit=found, task__path="pairs.jsonl", **few)
+    assert run([*arguments, "hydra.run.dir=out"]) == 0
+    out, page = capfd.readouterr().out, (here / "out" / "report.html").read_text()
+    metrics, rows = read_json(here / "out" / "metrics.json"), values_of(here / "out" / "evaluate.csv")
+    left_out = 1 if lengths[0] == lengths[1] else 3
+    assert (metrics["scrubbed_pairs"], metrics["scrubbed_left_out"]) == (3 - left_out, left_out)
+    assert rows["left_out, scrubbed"] == str(left_out)
+    said = "on 2 of 3 pairs; 1 are left out" if left_out == 1 else "could not be measured"
+    assert said in " ".join(out.split())
+    assert said in page
+    assert ("scrubbed_recovery" in metrics) == (left_out == 1)

@@ -6,12 +6,13 @@ outside it carries its sender's output in the full model on another pair's clean
 prompt on its own.
 
 Theirs unfolds the graph into a tree, in which a node is drawn anew for every path that leads from it; here each edge is
-drawn once, whatever paths lead through it. Positions have to match, so a prompt's partners are those of its own
-length; where there is none, the edges carry what the experiment's ablation says.
+drawn once, whatever paths lead through it. Positions have to match, so a prompt is replaced by others of its length; a
+pair for which there are none says nothing, and is left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -22,17 +23,37 @@ from torch import Tensor
 from acdc.circuit import Circuit
 from acdc.engine.full import FullEngine, Needed
 from acdc.engine.mask import EdgeMask
+from acdc.errors import TaskError
 from acdc.evaluation.faithfulness import PerPair, measure_logits
 from acdc.experiment import Experiment
+from acdc.process import undisturbed
+
+NO_OTHER = "no pair has another clean prompt of its length beside it"
 
 
+def scrubbable(experiment: Experiment) -> list[int]:
+    """The pairs that can be measured: another pair has another clean prompt of the same length."""
+    prompts = {pair.clean for pair in experiment.pairs}
+    of_length = Counter(len(prompt) for prompt in prompts)
+    return [i for i, pair in enumerate(experiment.pairs) if of_length[len(pair.clean)] > 1]
+
+
+@undisturbed
 @torch.no_grad()
 def scrub(experiment: Experiment, circuit: Circuit, draws: int = 10, seed: int = 0) -> PerPair:
-    """Measures with the unimportant inputs resampled, a variant a draw.
+    """Measures with the unimportant inputs resampled, a variant a draw, of the pairs that are `scrubbable`.
 
-    A removed projection edge leaves its port without any important input. The experiment's ablation plays no part, but
-    for prompts that have no partner.
+    A removed projection edge leaves its port without any important input. The experiment's ablation plays no part.
+
+    Raises
+    ------
+    TaskError: no pair is scrubbable.
     """
+    chosen = scrubbable(experiment)
+    if not chosen:
+        raise TaskError(f"causal scrubbing cannot be measured: {NO_OTHER}")
+    if len(chosen) < len(experiment.pairs):
+        experiment = experiment.with_pairs(chosen)
     engine = FullEngine(experiment)
     resampled = _Resampled(experiment, circuit)
     graph, present = experiment.graph, resampled.present[None]
@@ -66,14 +87,11 @@ class _Resampled:
         mask = EdgeMask.of(circuit.graph, circuit)
         self.present = mask.ports & mask.projections[:, None]
         self.removed = EdgeMask.all(self.graph).ports & ~self.present
-        source, lengths = experiment.batch.source, experiment.batch.lengths.tolist()
-        others = [
-            [j for j in range(len(source)) if source[j] != source[i] and lengths[j] == lengths[i]]
-            for i in range(len(source))
-        ]
+        prompts = [experiment.pairs[i].clean for i in experiment.batch.source]
+        others = [[j for j, other in enumerate(prompts) if other != own and len(other) == len(own)] for own in prompts]
         self.counts = torch.tensor([len(row) for row in others])
-        width = max(1, int(self.counts.max()))
-        self.others = torch.tensor([row + [i] * (width - len(row)) for i, row in enumerate(others)])
+        width = int(self.counts.max())
+        self.others = torch.tensor([row + row[:1] * (width - len(row)) for row in others])
 
     def added(self, part: Experiment, rows: slice, seed: int, ports: Tensor) -> Tensor:
         """What resampling adds to the ablated inputs of some ports, for some rows: `port row pos d_model`."""
@@ -97,11 +115,11 @@ class _Resampled:
                 if is_mlp
                 else (clean.inputs[index], ablated.inputs[index])
             )
-            total += (theirs[drawn] - own) * self._has_others(rows, total)
+            total += theirs[drawn] - own
         for layer, of_heads in of_layers.items():  # one product for all heads of a layer
             heads = [head for head, _ in of_heads]
             z = torch.stack([clean.heads[layer, head][drawn] for head, drawn in of_heads]) - ablated.heads[layer, heads]
-            total += model.layers[layer].write_together(z, heads) * self._has_others(rows, total)
+            total += model.layers[layer].write_together(z, heads)
         return total
 
     def _draws(self, seed: int, port: int) -> dict[int, Tensor]:
@@ -111,7 +129,3 @@ class _Resampled:
         chosen = torch.rand(len(senders), len(self.counts), generator=generator, dtype=torch.float64) * self.counts
         rows = torch.arange(len(self.counts)).expand(len(senders), -1)
         return dict(zip(senders, self.others[rows, chosen.long()], strict=True))
-
-    def _has_others(self, rows: slice, like: Tensor) -> Tensor:
-        """1 where a row can be replaced, else 0: `row 1 1`."""
-        return (self.counts[rows] > 0).to(like)[:, None, None]

@@ -53,7 +53,7 @@ def faithfulness_section(results: Mapping[str, Values], metric: str, lines: Sequ
         notes.append("in brackets: bootstrap intervals over the pairs (job.confidence)")
     if any("fresh" in values for values in several):
         notes.append("fresh pairs: of the same task, which do not occur among the others")
-    if scrubbed := [values["scrubbed"] for values in several if "scrubbed" in values]:
+    if scrubbed := [values["scrubbed"] for values in several if "nothing" in values.get("scrubbed", {})]:
         notes.append(
             "scrubbed: every edge outside the circuit carries its sender's output on another pair's prompt, drawn for"
             " each edge and prompt (causal scrubbing), mean ± standard deviation over draws; with no edge important"
@@ -75,9 +75,11 @@ def _rows(name: str, values: Values, measures: Sequence[str], several: bool) -> 
     if fresh := values.get("fresh"):
         rows.append([label(f"{fresh['pairs']} fresh pairs"), size, *_ends(fresh), *_cells(fresh, measures)])
     for what in ("scrubbed", "random"):
-        if drawn := values.get(what):
+        drawn = values.get(what, {})
+        if "mean" in drawn:
             cells = [_both(_SHOWN[key], drawn["mean"].get(key), drawn["sd"].get(key)) for key in measures]
-            rows.append([label(what), size, *_ends(values), *cells])
+            some = f" ({drawn['pairs']} pairs)" if drawn.get("left_out") else ""
+            rows.append([label(what + some), size, *_ends(drawn if some else values), *cells])
     return rows
 
 

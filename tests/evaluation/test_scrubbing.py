@@ -8,8 +8,9 @@ from experiments import KINDS, experiment, naive_metric, oracle_logits, random_m
 
 import acdc.engine.full
 from acdc.circuit import Circuit
+from acdc.errors import TaskError
 from acdc.evaluation.faithfulness import measure
-from acdc.evaluation.scrubbing import scrub
+from acdc.evaluation.scrubbing import scrub, scrubbable
 from acdc.graph import Graph
 
 
@@ -43,7 +44,8 @@ def test_the_whole_model_is_left_alone() -> None:
 def test_draws_are_of_any_other_prompt_of_the_length() -> None:
     """One edge removed, and it is to the logits: each pair's metric is one of those with another prompt's value."""
     model, pairs = small("gpt2"), random_pairs(0, (5, 5, 5, 4))
-    one = experiment(model, pairs, "logit_diff")
+    one = experiment(model, [*pairs, pairs[3]], "logit_diff")  # a prompt is no other than itself
+    assert scrubbable(one) == [0, 1, 2]
     edges = [edge for edge in one.graph if str(edge) != "m1->logits"]
     scrubbed = scrub(one, Circuit(one.graph, dict.fromkeys(edges, 0.0)), draws=30)
     again = scrub(one, Circuit(one.graph, dict.fromkeys(edges, 0.0)), draws=30)
@@ -62,9 +64,12 @@ def test_draws_are_of_any_other_prompt_of_the_length() -> None:
         seen = {min(range(2), key=lambda k: abs(values[k] - x)) for x in scrubbed.metric[:, i].tolist()}
         assert seen == {0, 1}
         assert all(min(abs(x - v) for v in values) < 1e-4 for x in scrubbed.metric[:, i].tolist())
-    # The only prompt of its length carries what its ablation says.
-    (ablated,) = measure(one, [Circuit(one.graph, dict.fromkeys(edges, 0.0))])
-    assert scrubbed.metric[:, 3].sub(ablated.circuit["metric"][3]).abs().max() < 1e-5
+    # The only prompts of their length are left out.
+    assert scrubbed.metric.shape == (30, 3)
+    alone = experiment(model, [pairs[0], pairs[3]], "logit_diff")
+    assert scrubbable(alone) == []
+    with pytest.raises(TaskError, match="no pair has another clean prompt of its length"):
+        scrub(alone, Circuit(one.graph, {}))
 
 
 def test_blocks_of_pairs_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from acdc.errors import AcdcError
 from acdc.evaluation.bootstrap import intervals
 from acdc.evaluation.faithfulness import Measured, as_numbers, by_partner, measure
 from acdc.evaluation.fresh import fresh_experiment
-from acdc.evaluation.scrubbing import scrub
+from acdc.evaluation.scrubbing import NO_OTHER, scrub, scrubbable
 from acdc.experiment import Experiment
 from acdc.jobs.evaluate.part import Part, Row, randoms_of, settings_of, spread
 from acdc.jobs.prepare import Prepared
@@ -29,6 +29,8 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     fresh, absent = _fresh(prepared)
     results = {name: _measure(prepared, circuit, fresh) for name, circuit in circuits.items()}
     lines = [f"no fresh pairs: {absent}"] if absent else []
+    if settings_of(prepared).scrubs:
+        lines += _left_out(experiment)
     rows = [row for name, values in results.items() for row in _rows(name, values)]
     metrics: dict[str, Any] = {"circuits": len(circuits), "metric": experiment.metric_name}
     grid = faithfulness_grid if len(circuits) == 1 else brief_grid
@@ -83,10 +85,30 @@ def _with_intervals(prepared: Prepared, measured: Measured, circuit: Circuit) ->
 def _scrubbed(prepared: Prepared, circuit: Circuit, own: Measured) -> dict[str, Any]:
     """Causal scrubbing, on the scale of the circuit's recovery; `nothing` is the metric if no edge is important."""
     job = settings_of(prepared)
+    chosen = scrubbable(prepared.experiment)
+    counts = {"pairs": len(chosen), "left_out": len(prepared.experiment.pairs) - len(chosen)}
+    if not chosen:
+        return counts
     scrubbed = scrub(prepared.experiment, circuit, job.scrubs, job.seed)
-    draws = [Measured(scrubbed[i], own.clean, own.corrupted, own.of_model).summary() for i in range(job.scrubs)]
+    clean, corrupted = own.clean[chosen], own.corrupted[chosen]
+    of_model = {name: values[chosen] for name, values in own.of_model.items()}
+    draws = [Measured(scrubbed[i], clean, corrupted, of_model).summary() for i in range(job.scrubs)]
     nothing = scrub(prepared.experiment, Circuit(circuit.graph, {}), job.scrubs, job.seed)
-    return {**spread(draws), "nothing": float(nothing.metric.mean())}
+    ends = {"clean": float(clean.mean()), "corrupted": float(corrupted.mean())}
+    return {**counts, **ends, **spread(draws), "nothing": float(nothing.metric.mean())}
+
+
+def _left_out(experiment: Experiment) -> list[str]:
+    """What has to be said where not every pair can be scrubbed."""
+    n_pairs, n_chosen = len(experiment.pairs), len(scrubbable(experiment))
+    if n_chosen == 0:
+        return [f"scrubbed: could not be measured, since {NO_OTHER}"]
+    if n_chosen < n_pairs:
+        return [
+            f"scrubbed: on {n_chosen} of {n_pairs} pairs; {n_pairs - n_chosen} are left out, since no other pair has a"
+            " clean prompt of their length"
+        ]
+    return []
 
 
 def _rows(name: str, values: dict[str, Any]) -> list[Row]:
@@ -97,6 +119,7 @@ def _rows(name: str, values: dict[str, Any]) -> list[Row]:
             rows += [(name, "", f"{key}{what}", value) for key, value in some.items() if not isinstance(value, dict)]
         for key, ends in some.get("intervals", {}).items():
             rows += [(name, "", f"{key}{what}, {end}", x) for end, x in zip(("low", "high"), ends, strict=True)]
+    rows += [(name, "", f"{key}, scrubbed", n) for key, n in _counts(values).items()]
     for what in ("scrubbed", "random"):
         for kind in ("mean", "sd"):
             some = values.get(what, {}).get(kind, {})
@@ -108,9 +131,15 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     """Numbers for `metrics.json`."""
     numbers = {key: value for key, value in values.items() if not isinstance(value, dict)}
     numbers |= {f"fresh_{key}": values["fresh"][key] for key in _MEASURES if key in values.get("fresh", {})}
+    numbers |= {f"scrubbed_{key}": n for key, n in _counts(values).items()}
     for what in ("scrubbed", "random"):
         numbers |= {f"{what}_{key}": value for key, value in values.get(what, {}).get("mean", {}).items()}
     return numbers
+
+
+def _counts(values: dict[str, Any]) -> dict[str, int]:
+    """How many pairs were scrubbed, and how many could not be."""
+    return {key: values["scrubbed"][key] for key in ("pairs", "left_out") if "scrubbed" in values}
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
