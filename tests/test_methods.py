@@ -102,3 +102,56 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     (folder / "run.json").unlink()  # as if it had not finished, with a state of another kind
     (folder / "state.safetensors").write_bytes(before[: len(before) // 2])
     assert run([f"resume={folder}"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method.select": "threshold", "method.threshold": 1e9}, "give method.threshold="),
+        ({"method.edges": 0}, "give method.edges="),
+        ({"method": "acdc", "method.threshold": 1e9}, "give a lower method.threshold"),
+        ({"method": "subnetwork_probing", "method.steps": 20, "method.price": 1000, "method.lr": 1.0}, "method.price"),
+    ],
+)
+def test_a_circuit_without_a_path_says_so(
+    case: Case, here: Path, capfd: pytest.CaptureFixture[str], options: dict[str, object], said: str
+) -> None:
+    """With what is advised, for methods that score edges, there is one; with one edge less there is none."""
+    assert run([*arguments(case, **{"method": "eap"} | options), "hydra.run.dir=out"]) == 0
+    out, page = capfd.readouterr().out, (here / "out" / "report.html").read_text()
+    assert read_json(here / "out" / "metrics.json")["on_path"] == 0
+    for text in (out, page):
+        assert "the circuit has no path from the input to the logits" in text
+        assert said in text
+    if "method" in options:
+        return
+    at = read_json(here / "out" / "metrics.json")["path_at"]
+    least = "threshold" if "method.threshold" in options else "edges"
+    for n in (at, at - 1):
+        asked = f"method.edges={n}"
+        if least == "threshold":
+            scores = sorted(map(abs, Circuit.load(here / "out" / "circuit.json").tested.values()), reverse=True)
+            asked = f"method.select=threshold method.threshold={scores[n - 1]!r}"
+        assert run([*arguments(case, method="eap"), *asked.split(), f"hydra.run.dir={n}"]) == 0
+        assert (read_json(here / str(n) / "metrics.json")["on_path"] > 0) == (n == at)
+
+
+@pytest.mark.parametrize("method", ["random", "edge_pruning"])
+def test_how_many_of_those_asked_for_are_on_a_path(
+    case: Case, here: Path, capfd: pytest.CaptureFixture[str], method: str
+) -> None:
+    asked = {"random": {"method.edges": 8}, "edge_pruning": {"method.sparsity": 1 - 8 / 46, "method.steps": 20}}[method]
+    assert run([*arguments(case, method=method, **asked), "hydra.run.dir=out"]) == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    assert (metrics["asked"], metrics["chosen"]) == (8, 8)
+    assert metrics["on_path"] == metrics["edges_kept"] < 8
+    assert f"of 8 chosen edges {metrics['on_path']} are on a path" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("method", [*METHODS, "edge_pruning"])
+def test_the_default_never_ends_with_nothing(case: Case, here: Path, method: str) -> None:
+    few = {"method.steps": 5} if method == "edge_pruning" else {}
+    assert run([*arguments(case, method=method, **few), "hydra.run.dir=out"]) == 0
+    metrics = read_json(here / "out" / "metrics.json")
+    assert metrics["on_path"] > 0
+    assert metrics["chosen"] == max(metrics["asked"], metrics["path_at"])

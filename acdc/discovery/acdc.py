@@ -32,6 +32,8 @@ from acdc.graph import Edge, Graph
 log = logging.getLogger(__name__)
 ENGINES = ("incremental", "full")
 
+TO_KEEP_MORE = "give a lower method.threshold"
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -37,6 +37,7 @@ from acdc.metrics import recovery
 from acdc.patching import path
 from acdc.patching.base import batch_bytes, blocks, ends, runs_of
 
+TO_KEEP_MORE = "give a lower method.node_limit or method.path_limit"
 SCORE = (
     "the larger effect, by size, of noising and denoising the direct path; 1 is all of the way from corrupted to clean"
 )

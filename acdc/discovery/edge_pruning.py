@@ -24,11 +24,13 @@ from acdc.discovery.hard_concrete import (
     gated_circuit,
     open_share,
 )
+from acdc.discovery.selection import least_with_path
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 
 SCORE = "the smaller log α of its own and its sender's gate, after training: positive means more open than closed"
+TO_KEEP_MORE = "give a lower method.sparsity"
 _OPEN_AT_FIRST = 4.0  # log α
 
 
@@ -107,5 +109,10 @@ def discover(
     trained = Training(experiment, settings, Plan(gates, multipliers, rates, masks, penalty)).run(observer, store)
     found = torch.minimum(trained["edges"], trained["senders"]).double().tolist()
     scores = {edge: found[graph.port_index[edge.receiver]][graph.sender_index[edge.sender]] for edge in graph}
-    best = sorted(scores, key=lambda edge: -scores[edge])[: round((1 - settings.sparsity) * len(graph))]
-    return gated_circuit(experiment, settings, scores, best, SCORE)
+    best = sorted(scores, key=lambda edge: -scores[edge])
+    asked = round((1 - settings.sparsity) * len(graph))
+    by_default = settings.sparsity == Settings.sparsity and settings.prune  # raised where nothing would be left
+    n_edges = max(asked, least_with_path(graph, best)) if by_default else asked
+    circuit = gated_circuit(experiment, settings, scores, best[:n_edges], SCORE)
+    circuit.metrics["asked"] = asked
+    return circuit

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver, NoStore, Observer, Store
+from acdc.discovery.selection import least_with_path
 from acdc.engine.full import FullEngine
 from acdc.engine.memory import budget_bytes, check_memory, row_blocks
 from acdc.errors import ConfigError, RunError
@@ -216,15 +217,16 @@ def gated_circuit(
     experiment: Experiment, settings: TrainingSettings, scores: dict[Edge, float], kept: Iterable[Edge], meaning: str
 ) -> Circuit:
     """The circuit of trained gates; `scores`: of every edge, `meaning` says in a sentence what a score is."""
-    graph = experiment.graph
+    graph, chosen = experiment.graph, {edge: scores[edge] for edge in kept}
+    path_at = least_with_path(graph, sorted(scores, key=lambda edge: -scores[edge]))
     circuit = Circuit(
         graph,
-        {edge: scores[edge] for edge in kept},
+        chosen,
         scores,
         model=experiment.model.name,
         task=experiment.task.name,
         method={**asdict(settings), "score": meaning},
-        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores)},
+        metrics={"decisions": 0, "near_ties": 0, "scored": len(scores), "chosen": len(chosen), "path_at": path_at},
     )
     if settings.prune:
         circuit.edges = circuit.on_path().edges

@@ -94,14 +94,15 @@ def to_circuit(experiment: Experiment, settings: SelectionSettings, scores: Tens
     of_edges = {edge: by_port[edge.receiver][graph.sender_index[edge.sender]] for edge in graph}
     if bad := [edge for edge, score in of_edges.items() if not abs(score) < float("inf")]:
         raise RunError(f"the score of {bad[0]} is {of_edges[bad[0]]}: try model.dtype=float32 or another metric")
+    selection = select(graph, of_edges, settings)
     return Circuit(
         graph,
-        select(graph, of_edges, settings),
+        selection.edges,
         of_edges,
         model=experiment.model.name,
         task=experiment.task.name,
         method={**asdict(settings), "score": meaning},
-        metrics={"decisions": 0, "near_ties": 0, "scored": len(of_edges)},
+        metrics={"decisions": 0, "near_ties": 0, "scored": len(of_edges), **selection.numbers()},
     )
 
 

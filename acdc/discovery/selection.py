@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from acdc.circuit import Circuit
@@ -21,7 +21,8 @@ class SelectionSettings:
     ----------
     select: `top_n`, the best of all edges; `threshold`, those that score at least `threshold`; `greedy`, always the
         best edge into what is in the circuit already, from the logits on (EAP-IG, Hanna et al. 2024).
-    edges: how many to choose. fraction: their share of all edges, rounded down, where `edges` is None.
+    edges: how many to choose. fraction: their share of all edges, rounded down, where `edges` is None. The default
+        share with `prune` is raised where that would leave nothing.
     absolute: compare scores by their size, so that edges that hurt can be kept too.
     prune: drop chosen edges that are on no path from the input to the logits.
     """
@@ -65,30 +66,69 @@ def check_selection(graph: Graph, settings: SelectionSettings) -> None:
         raise ConfigError(f"method.edges={settings.edges} is not allowed: this model has {len(graph):,} edges")
 
 
-def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> dict[Edge, float]:
-    """The chosen edges with their scores, in the order of the choice; of equals the one that ACDC tests first.
+@dataclass(frozen=True)
+class Selection:
+    """The edges that were chosen, in order, with their scores, and what became of what was asked for.
+
+    Attributes
+    ----------
+    asked: how many edges the settings ask for; None where a threshold says so. chosen: how many were, before pruning.
+    path_at: so many of the best edges have a path from the input to the logits, and one less has none.
+    """
+
+    edges: dict[Edge, float]
+    asked: int | None
+    chosen: int
+    path_at: int
+
+    def numbers(self) -> dict[str, int]:
+        """For a circuit's metrics."""
+        asked = {} if self.asked is None else {"asked": self.asked}
+        return {**asked, "chosen": self.chosen, "path_at": self.path_at}
+
+
+def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> Selection:
+    """Choose edges as the settings say; of equals the one that ACDC tests first.
+
+    The default share, pruned, is raised to the least number of edges that leaves any.
 
     Parameters
     ----------
     scores: of every edge of the graph.
     """
-
-    def rank(edge: Edge) -> float:
-        return -abs(scores[edge]) if settings.absolute else -scores[edge]
-
-    if settings.select == "greedy":
-        chosen = _greedily(graph, {edge: rank(edge) for edge in graph}, settings.how_many(graph))
+    order = ranked(graph, scores, settings)
+    path_at = least_with_path(graph, order)
+    asked = None if settings.threshold is not None else settings.how_many(graph)
+    if settings.threshold is not None:
+        compared = {edge: abs(score) if settings.absolute else score for edge, score in scores.items()}
+        chosen = [edge for edge in order if compared[edge] >= settings.threshold]
     else:
-        chosen = sorted(graph, key=rank)
-        if settings.threshold is not None:
-            chosen = [edge for edge in chosen if -rank(edge) >= settings.threshold]
-        else:
-            chosen = chosen[: settings.how_many(graph)]
+        by_default = settings.edges is None and settings.fraction == SelectionSettings.fraction and settings.prune
+        chosen = order[: max(asked or 0, path_at) if by_default else asked]
     circuit = Circuit(graph, {edge: scores[edge] for edge in chosen})
-    return circuit.on_path().edges if settings.prune else circuit.edges
+    edges = circuit.on_path().edges if settings.prune else circuit.edges
+    return Selection(edges, asked, len(chosen), path_at)
 
 
-def _greedily(graph: Graph, ranks: Mapping[Edge, float], n_edges: int) -> list[Edge]:
+def ranked(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> list[Edge]:
+    """All edges in the order in which they are chosen; grown from the logits, those that are reached."""
+    ranks = {edge: -abs(scores[edge]) if settings.absolute else -scores[edge] for edge in graph}
+    return _greedily(graph, ranks) if settings.select == "greedy" else sorted(ranks, key=ranks.__getitem__)
+
+
+def least_with_path(graph: Graph, order: Sequence[Edge]) -> int:
+    """How many edges, from the first on, it takes until a path leads from the input to the logits: of all paths the
+    least place of their last edge. All of them where there is none."""
+    place = {edge: i for i, edge in enumerate(order, 1)}
+    needed = dict.fromkeys(graph.inputs, 0)
+    for edge in reversed(list(graph)):  # receivers from the input on
+        if edge in place and edge.sender in needed:
+            node, at = graph.node_of(edge.receiver), max(needed[edge.sender], place[edge])
+            needed[node] = min(needed.get(node, at), at)
+    return needed.get("logits", len(order))
+
+
+def _greedily(graph: Graph, ranks: Mapping[Edge, float]) -> list[Edge]:
     """Always the edge of lowest rank whose receiving node is in the circuit; its sender's node is from then on."""
     into: dict[str, list[tuple[float, int, Edge]]] = {}
     for i, (edge, rank) in enumerate(ranks.items()):
@@ -96,7 +136,7 @@ def _greedily(graph: Graph, ranks: Mapping[Edge, float], n_edges: int) -> list[E
     inside, candidates = {"logits"}, list(into["logits"])
     chosen: list[Edge] = []
     heapq.heapify(candidates)
-    while candidates and len(chosen) < n_edges:
+    while candidates:
         _, _, edge = heapq.heappop(candidates)
         chosen.append(edge)
         if edge.sender not in inside:

@@ -30,6 +30,7 @@ from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
 
 SCORE = "the smaller log α of the gates at its ends, after training: positive means that both are more open than closed"
+TO_KEEP_MORE = "give a lower method.price"
 _OPEN_AT_FIRST = 0.9  # as in the original's code
 
 

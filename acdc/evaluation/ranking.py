@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from acdc.circuit import Circuit
-from acdc.discovery.selection import SelectionSettings, select
+from acdc.discovery.selection import SelectionSettings, ranked
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
@@ -19,6 +19,7 @@ from acdc.evaluation.faithfulness import per_pair
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.metrics import recovery
+from acdc.process import undisturbed
 
 _STEP = 1.12  # from one size of the grid to the next, where that is more than an edge
 
@@ -69,9 +70,8 @@ class Ranking:
         self.experiment, graph = experiment, experiment.graph
         self.engine = engine or FullEngine(experiment)
         self.scores = {edge: scores.get(edge, 0.0) for edge in graph}
-        way = "greedy" if greedy else "top_n"
-        order = SelectionSettings(select=way, edges=len(graph), absolute=absolute, prune=False)
-        self.ranked = list(select(graph, self.scores, order))
+        order = SelectionSettings(select="greedy" if greedy else "top_n", absolute=absolute)
+        self.ranked = ranked(graph, self.scores, order)
         self.clean, self.corrupted = ends(experiment, self.engine)
         self._sizes: dict[int, Size] = {}
         self._values: dict[frozenset[Edge], tuple[float, float]] = {}  # recovery and KL
@@ -123,6 +123,7 @@ class Ranking:
         return None
 
 
+@undisturbed
 def ends(experiment: Experiment, engine: FullEngine | None = None) -> tuple[float, float]:
     """The metric with every edge and without any; ConfigError where they are the same."""
     graph = experiment.graph

@@ -32,7 +32,7 @@ from acdc.jobs.prepare import Prepared
 from acdc.journal import Journal, RunState, TensorStore
 from acdc.report.grades import partners_section
 from acdc.report.html import OWN_PAIRS, write_report
-from acdc.report.methods import method_sections
+from acdc.report.methods import method_sections, path_notes
 from acdc.report.pairs import pairs_section, short_table
 from acdc.report.picture import render_all
 from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
@@ -156,7 +156,7 @@ def _write_results(
     circuit: Circuit, prepared: Prepared, folder: Path, partners: Sequence[Mapping[str, Any]]
 ) -> dict[str, Path]:
     """Every file of a finished discovery but the growing ones."""
-    notes = list(prepared.notes)
+    notes = [*prepared.notes, *path_notes(circuit)]
     sections = [partners_section(partners, prepared.experiment.metric_name)] if partners else []
     sections = [*method_sections(circuit), *sections]
     if prepared.check is not None:
@@ -188,6 +188,8 @@ def _write_results(
 def _show(circuit: Circuit, folder: Path, console: Console) -> None:
     """The result in a few lines."""
     m = circuit.metrics
+    for note in path_notes(circuit):
+        say(console, f"note: {note}")
     recovery = (
         "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%} {OWN_PAIRS}"
     )

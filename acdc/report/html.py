@@ -36,6 +36,9 @@ EXPLANATIONS = {
     "edges_kept": "edges in the circuit",
     "edges_total": "edges in the model's computational graph",
     "scored": "edges that the method gave a score",
+    "asked": "edges that the settings ask for",
+    "chosen": "edges that were chosen, before those on no path were dropped",
+    "path_at": "how many of the best edges it takes until a path leads from the input to the logits",
     "decisions": "edges that were tested; the others were removed untested: nothing used their receiver, or a shortlist"
     " ruled them out",
     "near_ties": "tests so close to the threshold that they were settled in float64",

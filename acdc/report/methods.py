@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.report.html import Section, number, table
 
@@ -23,6 +24,38 @@ def method_sections(circuit: Circuit) -> list[Section]:
         rows = [[escape(threshold), number(size)] for threshold, size in metrics["sizes"].items()]
         sections.append(Section("Edges kept at each threshold", table(["threshold", "edges"], rows, numeric=[0, 1])))
     return sections
+
+
+def path_notes(circuit: Circuit) -> list[str]:
+    """What a reader should hear of edges on no path from the input to the logits, which nothing flows through."""
+    metrics, notes = circuit.metrics, []
+    on_path, asked, chosen = metrics["on_path"], metrics.get("asked"), metrics.get("chosen")
+    if asked is not None and chosen > asked:
+        notes.append(
+            f"the {asked:,} best edges, the default share, have no path from the input to the logits: the {chosen:,}"
+            " best are taken, the least number that has one"
+        )
+    if chosen is not None and on_path < chosen:
+        dropped = "the others are dropped (method.prune)" if len(circuit) < chosen else "nothing flows through the rest"
+        notes.append(f"of {chosen:,} chosen edges {on_path:,} are on a path from the input to the logits; {dropped}")
+    if not on_path:
+        notes.append(f"the circuit has no path from the input to the logits, so it explains nothing: {_more(circuit)}")
+    return notes
+
+
+def _more(circuit: Circuit) -> str:
+    """How to get a circuit with a path."""
+    method, at = circuit.method, circuit.metrics.get("path_at")
+    advice: str = getattr(discovery.load(method["name"]), "TO_KEEP_MORE", "")
+    if at is None:
+        return advice
+    least = f"the {at:,} best edges are the fewest that have one"
+    if advice:
+        return f"{least}; {advice}"
+    if method["select"] != "threshold":
+        return f"{least}; give method.edges={at}"
+    scores = (abs(score) if method["absolute"] else score for score in circuit.tested.values())
+    return f"{least}; give method.threshold={sorted(scores, reverse=True)[at - 1]:.6g} or less"
 
 
 def _steps(steps: Mapping[str, Any], circuit: Circuit) -> str:

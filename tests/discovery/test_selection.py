@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
+from acdc.circuit import Circuit
 from acdc.discovery.selection import SelectionSettings, select
 from acdc.errors import ConfigError
 from acdc.graph import Edge, Graph, GraphConfig
@@ -26,7 +28,7 @@ SCORES = {
 
 def chosen(**options: Any) -> list[str]:
     scores = {edge: SCORES.get(str(edge), 0.0) for edge in GRAPH}
-    return [str(edge) for edge in select(GRAPH, scores, SelectionSettings(**options))]
+    return [str(edge) for edge in select(GRAPH, scores, SelectionSettings(**options)).edges]
 
 
 def test_the_best_edges() -> None:
@@ -70,14 +72,36 @@ def test_greedily_from_the_logits() -> None:
 
 def test_of_equals_the_first_in_the_order_of_the_tests() -> None:
     scores = dict.fromkeys(GRAPH, 1.0)
-    found = list(select(GRAPH, scores, SelectionSettings(edges=4, prune=False)))
+    found = list(select(GRAPH, scores, SelectionSettings(edges=4, prune=False)).edges)
     assert found == list(GRAPH)[:4]
     assert found[0] == Edge("m1", "logits")
     turned = dict(reversed(scores.items()))  # as another program's file may have them
-    assert list(select(GRAPH, turned, SelectionSettings(edges=4, prune=False))) == found
+    assert list(select(GRAPH, turned, SelectionSettings(edges=4, prune=False)).edges) == found
     greedy = select(GRAPH, scores, SelectionSettings(select="greedy", edges=4, prune=False))
-    assert next(iter(greedy)) == Edge("m1", "logits")
-    assert list(select(GRAPH, turned, SelectionSettings(select="greedy", edges=4, prune=False))) == list(greedy)
+    assert next(iter(greedy.edges)) == Edge("m1", "logits")
+    again = select(GRAPH, turned, SelectionSettings(select="greedy", edges=4, prune=False))
+    assert list(again.edges) == list(greedy.edges)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("shape", [{}, {"parallel_attn_mlp": True}, {"attn_only": True}, {"split_embedding": True}])
+@pytest.mark.parametrize("way", ["top_n", "greedy"])
+def test_the_least_number_of_edges_with_a_path(seed: int, shape: dict[str, Any], way: str) -> None:
+    """Beside networkx, size by size; the default share is raised to it, a share that is asked for is not."""
+    graph = Graph(GraphConfig(n_layers=2, n_heads=2, d_model=4, **shape))
+    rng = random.Random(seed)
+    scores = {edge: rng.uniform(-1, 1) for edge in graph}
+
+    def of_size(n: int) -> Circuit:
+        settings = SelectionSettings(select=way, edges=n, prune=False)
+        return Circuit(graph, select(graph, scores, settings).edges)
+
+    least = next(n for n in range(len(graph) + 1) if len(of_size(n).on_path()))
+    by_default, tenth = select(graph, scores, SelectionSettings(select=way)), int(0.1 * len(graph))
+    assert (by_default.asked, by_default.chosen, by_default.path_at) == (tenth, max(tenth, least), least)
+    assert set(by_default.edges) == set(of_size(max(tenth, least)).on_path()) != set()
+    for option in ({"edges": tenth}, {"fraction": 0.1001}, {"prune": False}):
+        assert select(graph, scores, SelectionSettings(select=way, **option)).chosen == tenth
 
 
 @pytest.mark.parametrize(
