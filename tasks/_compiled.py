@@ -32,7 +32,7 @@ def at_most(items: Sequence[T], size: int, seed: int) -> list[T]:
     return random.Random(seed).sample(items, min(size, len(items)))
 
 
-# Logic gates. Tokens: A=0, A=1, B=0, B=1 (ids 0 to 3); outputs: false, true (0 and 1); as in acdc/model/gates.py.
+# Logic gates. Tokens: A=0, A=1, B=0, B=1 (ids 0 to 3); outputs: false, true (0 and 1); as in scripts/gates.py.
 
 GATE_CORRUPTIONS = ("opposite", "resample")
 GATE_INPUTS = ("ones", "all")

@@ -3,7 +3,7 @@
     clean      A=1 B=1    → true
     corrupted  A=0 B=0    (opposite)    → false
 
-Head 0 copies bit A, head 1 bit B, and the MLP writes whether one of them is set (`acdc/model/gates.py`). The prompts
+Head 0 copies bit A, head 1 bit B, and the MLP writes whether one of them is set (`scripts/gates.py`). The prompts
 are token ids, because the model has no tokenizer. Clean inputs: `ones` has only A=1 B=1, as the original; `all` has all
 four. Corruptions: `opposite` flips both bits; `resample` is every other input.
 

@@ -4,7 +4,7 @@
     corrupted  BOS x y z w    (resample)
     corrupted  BOS x w x y    (permuted)
 
-The model is compiled, not trained (`acdc/model/compile_tracr.py`), so its circuit is known. The prompts are token ids
+The model is compiled, not trained (`scripts/compile_tracr.py`), so its circuit is known. The prompts are token ids
 (BOS is 0; w, x, y, z are 2 to 5); every position but the first is read, and the one logit is the number. Corruptions:
 `resample` is another random sequence; `permuted` has the same words in another order. A sequence that gives the same
 numbers (y for z, say) is not used as a corrupted one.

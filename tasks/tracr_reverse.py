@@ -4,7 +4,7 @@
     corrupted  BOS 3 1 2    (resample)
     corrupted  BOS 2 1 2    (permuted)
 
-The model is compiled, not trained (`acdc/model/compile_tracr.py`), so its circuit is known. The prompts are token ids
+The model is compiled, not trained (`scripts/compile_tracr.py`), so its circuit is known. The prompts are token ids
 (1, 2, 3 are 0, 1, 2; BOS is 3); every position behind BOS is read. Corruptions: `resample` is another random sequence;
 `permuted` has the same words in another order, as in the original, whose prompts are the six orders of 1 2 3. The
 model can read four words; with four, the most it knows, it need not find out how long the sequence is, and two edges of

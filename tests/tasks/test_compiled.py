@@ -18,9 +18,9 @@ from acdc.experiment import Experiment
 from acdc.model import ModelSettings, load_model
 from acdc.model.check import check_parts
 from acdc.model.forward import run
-from acdc.model.gates import GATES, build_gate
 from acdc.model.load import COMPILED, make_native, save_native
 from acdc.tasks.base import Pair, Task, Tokenizer
+from scripts.gates import GATES, build_gate
 
 OWN = ("tracr_reverse", "tracr_proportion", "gate_or", "gate_and")
 N_TOKENS = {"tracr_reverse": 5, "tracr_proportion": 6, "gate_or": 4, "gate_and": 4}
@@ -96,7 +96,7 @@ def test_the_committed_gates_are_those_of_the_script(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_committed_programs_are_those_of_the_script(index: int, tmp_path: Path) -> None:
     pytest.importorskip("tracr", reason="needs the extra tracr")
-    from acdc.model.compile_tracr import PROGRAMS, compile_program
+    from scripts.compile_tracr import PROGRAMS, compile_program
 
     bridge, config, readme = compile_program(PROGRAMS[index])
     save_native(bridge, tmp_path, config)

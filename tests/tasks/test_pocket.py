@@ -11,11 +11,11 @@ from transformers import GPT2LMHeadModel
 
 from acdc import Experiment
 from acdc.evaluation.pair_check import check_pairs
-from acdc.model import train_pocket
+from acdc.model.load import POCKET
 from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES
 from acdc.tasks.base import Tokenizer
+from scripts import train_pocket
 
-POCKET = Path(train_pocket.__file__).parent / "pocket"
 PROMPTS = [
     "Then, Mary and John went to the store. John gave a drink to",
     "The war lasted from the year 1741 to the year 17",

@@ -1,4 +1,4 @@
-"""Logic gates as transformers of one layer and two heads, built by hand: python -m acdc.model.gates
+"""Logic gates as transformers of one layer and two heads, built by hand: python -m scripts.gates
 
 Two bits come as two tokens, `A=0` or `A=1` and then `B=0` or `B=1`. Head 0 copies bit A, head 1 bit B; the MLP combines
 them; the logits say `false` or `true`.
@@ -49,7 +49,7 @@ CONFIG = {
 README = """# {name}
 
 A logic gate as a transformer of one layer and two heads, a TransformerLens-native model. Built by hand by
-`python -m acdc.model.gates`; the docstring of `acdc/model/gates.py` explains the weights.
+`python -m scripts.gates`; the docstring of `scripts/gates.py` explains the weights.
 
 Tokens: {tokens}. Logits: {outputs}, 1 for what holds and −1 for what does not.
 """

@@ -1,7 +1,7 @@
 """Train the bundled model, a four-layer GPT-2 that does all the language tasks.
 
-    python -m acdc.model.train_pocket                                  # writes acdc/model/pocket/
-    python -m acdc.model.train_pocket --output DIR --steps 500 --threads 4
+    python -m scripts.train_pocket                                  # writes acdc/model/pocket/
+    python -m scripts.train_pocket --output DIR --steps 500 --threads 4
 
 The training prompts come from the task files, fresh every round. An eighth of what each task is about (for ioi the
 pairs of names, for greater_than the years, …) never occurs in training; the table in the output's README.md is
@@ -34,6 +34,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import acdc.tasks
 from acdc.files import write_atomically, write_json
+from acdc.model.load import POCKET
 from acdc.tasks.base import Task, TokenizedPair, Tokenizer, tokenize_pairs
 
 PATTERN = r"\d{2}|\w+|[^\w\s]"  # two digits, a word, or one punctuation mark; spaces only separate
@@ -296,7 +297,7 @@ Accuracy is the share of answer positions where the mean logit of the answers is
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the bundled model.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "pocket", help="folder to write")
+    parser.add_argument("--output", type=Path, default=POCKET, help="folder to write")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="more help little at this size")
@@ -316,7 +317,7 @@ def main() -> None:
     rows = {name: measure(reloaded, name, tokenizer, arguments.seed) for name in RECIPES}
     for name, row in rows.items():
         console.print(name, {key: round(value, 3) for key, value in row.items()})
-    command = f"python -m acdc.model.train_pocket --steps {arguments.steps} --seed {arguments.seed}"
+    command = f"python -m scripts.train_pocket --steps {arguments.steps} --seed {arguments.seed}"
     write_readme(arguments.output, rows, command, minutes, arguments.threads)
 
 

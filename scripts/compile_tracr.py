@@ -1,4 +1,4 @@
-"""Compile the two tracr programs of the ACDC paper into models of this project: python -m acdc.model.compile_tracr
+"""Compile the two tracr programs of the ACDC paper into models of this project: python -m scripts.compile_tracr
 
     reverse       reverse(tokens), words 1 2 3:                [BOS 1 2 2 3] → 3 2 2 1
     proportion    the share of "x" so far, words w x y z:      [BOS w x y x] → 0 1/2 1/3 1/2
@@ -31,7 +31,7 @@ PAD = "PAD"
 README = """# {name}
 
 The program {program} compiled to weights by tracr, as a TransformerLens-native model
-({n_layers} layers, {n_heads} head, width {d_model}). Made by `python -m acdc.model.compile_tracr` with {version}.
+({n_layers} layers, {n_heads} head, width {d_model}). Made by `python -m scripts.compile_tracr` with {version}.
 It reads up to {max_length} words behind BOS.
 
 | token | id |

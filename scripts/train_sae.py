@@ -1,7 +1,7 @@
 """Train the bundled sparse autoencoder, on activations of the bundled model.
 
-    python -m acdc.model.train_sae                                     # writes acdc/model/pocket_sae/
-    python -m acdc.model.train_sae --output DIR --hook resid_post --layer 1 --features 512 --k 12
+    python -m scripts.train_sae                                     # writes acdc/model/pocket_sae/
+    python -m scripts.train_sae --output DIR --hook resid_post --layer 1 --features 512 --k 12
 
 Its activations are those of the model's own training prompts, every token of them, with their corrupted partners. It is
 a TopK autoencoder (Gao et al. 2024); features that have not been active for a while learn from what the others leave
@@ -29,8 +29,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from acdc.files import write_atomically
 from acdc.model.load import POCKET
 from acdc.model.sae import BUNDLED, SparseAutoencoder, read_sae, save_sae
-from acdc.model.train_pocket import RECIPES, draw_pairs, is_held_out
 from acdc.tasks.base import TokenizedPair, Tokenizer
+from scripts.train_pocket import RECIPES, draw_pairs, is_held_out
 
 STEPS_A_ROUND = 100  # prompts are drawn for so many steps at once
 PAIRS_A_ROUND = 250  # of each task
@@ -259,7 +259,7 @@ def main() -> None:
     for name, row in rows.items():
         console.print(name, {key: round(value, 3) for key, value in row.items()})
     command = (
-        f"python -m acdc.model.train_sae --hook {shape.hook} --layer {shape.layer} --features {shape.features}"
+        f"python -m scripts.train_sae --hook {shape.hook} --layer {shape.layer} --features {shape.features}"
         f" --k {shape.k} --steps {arguments.steps} --seed {arguments.seed}"
     )
     made = f"{command}\n\nin {seconds:.0f} seconds of processor time (1 thread, {platform.machine()},"
