@@ -13,12 +13,14 @@ from torch import Tensor
 
 import acdc.engine.incremental
 import acdc.engine.readout
+import acdc.engine.receiver
 import acdc.engine.state
 import acdc.model.parts
 from acdc.discovery.acdc import _Verifier
 from acdc.discovery.near_ties import NearTies
 from acdc.engine.incremental import IncrementalPruning
 from acdc.engine.readout import Readout
+from acdc.engine.receiver import Receiver
 from acdc.engine.state import CircuitState
 from acdc.model.linear import linear
 from acdc.model.parts import Mlp
@@ -26,9 +28,11 @@ from acdc.model.parts import Mlp
 _PARTS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("unembedding and metric", Readout, ("__init__", "losses", "base", "through")),
     ("MLPs", Mlp, ("__call__",)),
-    ("heads: projections and attention", CircuitState, ("_output",)),
-    ("forming candidates", IncrementalPruning, ("_without", "_tails", "_received", "_rest")),
-    ("stored values behind a finished receiver", IncrementalPruning, ("_refresh_behind",)),
+    ("heads: projections and attention", CircuitState, ("output",)),
+    ("forming candidates", Receiver, ("inputs",)),
+    ("forming candidates", acdc.engine.receiver, ("_tails", "_rest")),
+    ("forming candidates", IncrementalPruning, ("_received",)),
+    ("stored values behind a finished receiver", IncrementalPruning, ("_settle",)),
     ("near-ties in float64", NearTies, ("settle",)),
     ("comparison with the full engine", _Verifier, ("look",)),
 )

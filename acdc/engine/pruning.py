@@ -95,6 +95,6 @@ def make_pruning_engine(
     blocks = [(start, min(start + rows, n_rows)) for start in range(0, n_rows, min(rows, n_rows))]
     engines: list[IncrementalPruning] = []
     for start, stop in blocks:  # one after another they may use all of it, but what they keep they share
-        like = engines[0].readout if engines else None
+        like = engines[0] if engines else None
         engines.append(IncrementalPruning(experiment.rows(start, stop), mask, memory, memory // len(blocks), like))
     return engines[0] if len(engines) == 1 else BlockedPruning(engines)

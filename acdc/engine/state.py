@@ -9,6 +9,7 @@ Tensors of several variants are `pair variant pos d`: pairs first, since variant
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,43 @@ from acdc.model.linear import linear
 READ, ALL = 0, 1  # where a node is needed
 
 
+@dataclass(frozen=True)
+class ReadPositions:
+    """Where the metric reads.
+
+    Attributes
+    ----------
+    positions: of each pair, `pair slot`; pairs that are read at fewer positions repeat their last one.
+    pair, slot: readout r stands at (`pair[r]`, `slot[r]`); each `readout`.
+    rows: the pairs, to index with beside `positions`: `pair 1`.
+    masks: True where a query may not look, of queries at `READ` and at `ALL`.
+    """
+
+    positions: Tensor
+    pair: Tensor
+    slot: Tensor
+    rows: Tensor
+    masks: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> ReadPositions:
+        """Those of an experiment's readouts."""
+        readouts, n_pairs = experiment.readouts, len(experiment.batch.lengths)
+        of_pair: list[list[int]] = [[] for _ in range(n_pairs)]
+        slots = []
+        for pair, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
+            if position not in of_pair[pair]:
+                of_pair[pair].append(position)
+            slots.append(of_pair[pair].index(position))
+        width = max(map(len, of_pair))
+        device = experiment.model.device
+        positions = torch.tensor([some + some[-1:] * (width - len(some)) for some in of_pair], device=device)
+        rows = torch.arange(n_pairs, device=device)[:, None]
+        mask = experiment.attention_mask.expand(n_pairs, -1, -1)
+        slot = torch.tensor(slots, device=device)
+        return cls(positions, readouts.pair, slot, rows, (mask[rows, positions], mask))
+
+
 class CircuitState:
     """Every sender's current output, rebuilt from the edge set where the mask has changed it.
 
@@ -31,8 +69,12 @@ class CircuitState:
 
     Attributes
     ----------
-    `z`: heads' outputs before W_O, `layer head pair pos d_head`; `m`: MLPs', `layer pair pos d_model`. Both are the
-    clean run's where nothing has changed them, and right only where the node is needed.
+    bases: the ablated inputs of q, k and v ports and of MLPs, by layer, and of the logits: `pair pos d_model`.
+    z, m: heads' outputs before W_O, `layer head pair pos d_head`, and MLPs', `layer pair pos d_model`. Both are the
+        clean run's where nothing has changed them, and right only where the node is needed.
+    projected: the current q, k or v of a port.
+    deltas: clean − ablated of a sender, as the stream sees it.
+    levels: where each used node is needed, `READ` or `ALL`.
     """
 
     def __init__(self, experiment: Experiment, mask: EdgeMask, room: int = 2**30) -> None:
@@ -40,13 +82,13 @@ class CircuitState:
         self.model, self.graph = experiment.model, mask.graph
         with torch.inference_mode():
             self.bases = streams(self.model, experiment.ablated)
-            self._set_read_positions()
+            self.read = ReadPositions.of(experiment)
             self.z = experiment.clean.heads.clone()
             self.m = experiment.clean.mlps.clone()
             self.projected: dict[str, Tensor] = {}  # current q, k or v of a port
             self.deltas: dict[tuple[str, int], Tensor] = {}  # clean − ablated of a sender, as the stream sees it
             self.levels: dict[str, int] = {}
-            self._refresh_since(EdgeMask.all(self.graph))
+            self.refresh_since(EdgeMask.all(self.graph))
 
     @torch.inference_mode()
     def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
@@ -58,45 +100,27 @@ class CircuitState:
         self.projected.clear()
         for mask in masks:
             self.mask = mask
-            self._refresh_since(latest)
-            rows.append(self._rows(self._input("logits")))
+            self.refresh_since(latest)
+            rows.append(self.at_readouts(self.input("logits")))
             latest = mask
         metric = self.experiment.metric
         return metric.loss(self.model.unembed(torch.stack(rows), metric.columns)).tolist()
 
-    def _set_read_positions(self) -> None:
-        """`read_positions`: `pair slot`; readout r stands at (`read_pair[r]`, `read_slot[r]`)."""
-        readouts, n_pairs = self.experiment.readouts, len(self.experiment.batch.lengths)
-        of_pair: list[list[int]] = [[] for _ in range(n_pairs)]
-        slots = []
-        for pair, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
-            if position not in of_pair[pair]:
-                of_pair[pair].append(position)
-            slots.append(of_pair[pair].index(position))
-        width = max(map(len, of_pair))
-        rows = [positions + positions[-1:] * (width - len(positions)) for positions in of_pair]
-        device = self.model.device
-        self.read_positions = torch.tensor(rows, device=device)
-        self.read_pair, self.read_slot = readouts.pair, torch.tensor(slots, device=device)
-        self.pair_index = torch.arange(n_pairs, device=device)[:, None]
-        mask = self.experiment.attention_mask.expand(n_pairs, -1, -1)
-        self.masks = (mask[self.pair_index, self.read_positions], mask)
-
-    def _at(self, x: Tensor, level: int) -> Tensor:
+    def at(self, x: Tensor, level: int) -> Tensor:
         """`... pair pos d` where it is needed: all of it, or the readouts `... pair slot d`."""
-        return x if level == ALL else x[..., self.pair_index, self.read_positions, :]
+        return x if level == ALL else x[..., self.read.rows, self.read.positions, :]
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def at_readouts(self, x: Tensor) -> Tensor:
         """The readouts of a stream at `pair slot`: `readout d_model`."""
-        return x[self.read_pair, self.read_slot]
+        return x[self.read.pair, self.read.slot]
 
-    def _port_level(self, port: str) -> int:
+    def port_level(self, port: str) -> int:
         row = self.graph[port]
         if row.letter in ("k", "v"):
             return ALL
         return READ if row.kind == "logits" else self.levels[self.graph.node_of(port)]
 
-    def _needed(self) -> dict[str, int]:
+    def needed(self) -> dict[str, int]:
         """Where each used node is needed; nodes that feed nothing are absent."""
         levels: dict[str, int] = {"logits": READ}
         ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
@@ -114,7 +138,12 @@ class CircuitState:
                     port_level[row] = ALL if self.graph[port].letter in ("k", "v") else level
         return levels
 
-    def _base(self, port: str) -> Tensor:
+    def W_O(self, heads: Sequence[str]) -> Tensor:
+        """What heads write with, below each other: `(head d_head) d_model`."""
+        nodes = [self.graph[head] for head in heads]
+        return torch.cat([self.model.layers[node.layer].W_O[node.unit] for node in nodes])
+
+    def ablated_input(self, port: str) -> Tensor:
         """A port's ablated input, `pair pos d_model`."""
         attention, mlp, logits = self.bases
         node = self.graph[port]
@@ -122,7 +151,7 @@ class CircuitState:
             return logits
         return (mlp if node.kind == "mlp" else attention)[node.layer]
 
-    def _delta(self, sender: str, level: int) -> Tensor:
+    def delta(self, sender: str, level: int) -> Tensor:
         """clean − ablated of a sender, `pair pos d_model`; kept for the next time while there is room."""
         key = (sender, level)
         if key in self.deltas:
@@ -131,85 +160,86 @@ class CircuitState:
         node = self.graph[sender]
         if node.kind == "head":
             one = node.layer, node.unit
-            z = self._at(clean.heads[one] - ablated.heads[one], level)
+            z = self.at(clean.heads[one] - ablated.heads[one], level)
             delta = linear(z, self.model.layers[node.layer].W_O[node.unit].T)
         elif node.kind == "mlp":
-            delta = self._at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
+            delta = self.at(clean.mlps[node.layer] - ablated.mlps[node.layer], level)
         else:
             which = self.graph.sender_index[sender]
-            delta = self._at(clean.inputs[which] - ablated.inputs[which], level)
+            delta = self.at(clean.inputs[which] - ablated.inputs[which], level)
         size = delta.numel() * delta.element_size()
         if size <= self.room:
             self.deltas[key] = delta
             self.room -= size
         return delta
 
-    def _received_now(self, port: str, level: int, without: frozenset[str] = frozenset()) -> Tensor:
+    def received_now(self, port: str, level: int, without: frozenset[str] = frozenset()) -> Tensor:
         """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `pair
         pos d_model`."""
         present = self.mask.ports.numpy()[self.graph.port_index[port]].copy()
         present[[self.graph.sender_index[sender] for sender in without]] = False
-        total = torch.zeros_like(self._at(self.bases[2], level))
+        total = torch.zeros_like(self.at(self.bases[2], level))
         ablated = self.experiment.ablated
         for i, name in enumerate(self.graph.inputs):
             if present[i]:
-                total += self._delta(name, level)
+                total += self.delta(name, level)
         n_heads = self.graph.config.n_heads
         by_layer = present[len(self.graph.inputs) :].reshape(len(self.model.layers), -1)
         for i in by_layer[:, :n_heads].any(1).nonzero()[0].tolist():
             heads = by_layer[i, :n_heads].nonzero()[0].tolist()
-            z = self._at(self.z[i, heads] - ablated.heads[i, heads], level)
+            z = self.at(self.z[i, heads] - ablated.heads[i, heads], level)
             total += self.model.layers[i].write_together(z, heads)
         for i in by_layer[:, n_heads:].any(1).nonzero()[0].tolist():
-            total += self._at(self.m[i] - ablated.mlps[i], level)
+            total += self.at(self.m[i] - ablated.mlps[i], level)
         return total
 
-    def _input(self, port: str) -> Tensor:
+    def input(self, port: str) -> Tensor:
         """A port's current input where it is needed, summed from the edge set."""
-        level = self._port_level(port)
-        x = self._at(self._base(port), level)
-        return x + self._received_now(port, level) if self.mask.projections[self.graph.port_index[port]] else x
+        level = self.port_level(port)
+        x = self.at(self.ablated_input(port), level)
+        return x + self.received_now(port, level) if self.mask.projections[self.graph.port_index[port]] else x
 
     def _project(self, port: str) -> Tensor:
         """A port's current q, k or v, `pair pos d_head`."""
         if port not in self.projected:
-            self.projected[port] = self._projection(port, self._input(port)[:, None])[:, 0]
+            self.projected[port] = self._projection(port, self.input(port)[:, None])[:, 0]
         return self.projected[port]
 
     def _projection(self, port: str, x: Tensor) -> Tensor:
         """q, k or v from `pair variant pos d_model`."""
         node = self.graph[port]
         layer = self.model.layers[node.layer]
-        if layer.rotary is None or self._port_level(port) == ALL:
+        if layer.rotary is None or self.port_level(port) == ALL:
             return layer.project_head(node.letter, node.unit, x)
-        return layer.project_head(node.letter, node.unit, x, self.read_positions[:, None])
+        return layer.project_head(node.letter, node.unit, x, self.read.positions[:, None])
 
-    def _output(self, name: str, given: dict[str, Tensor]) -> Tensor:
+    def output(self, name: str, given: dict[str, Tensor]) -> Tensor:
         """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
         node, level = self.graph[name], self.levels[name]
         layer = self.model.layers[node.layer]
         if node.kind == "mlp":
             assert layer.mlp is not None
-            return layer.mlp(given[name] if name in given else self._input(name)[:, None])
+            return layer.mlp(given[name] if name in given else self.input(name)[:, None])
         q, k, v = (
             self._projection(port, given[port]) if port in given else self._project(port)[:, None]
             for port in self.graph.ports_of(name)
         )
         scores = times(q, k.transpose(-2, -1)).mul_(layer.scale)
-        pattern = scores.masked_fill_(self.masks[level][:, None], float("-inf")).softmax(-1)
+        pattern = scores.masked_fill_(self.read.masks[level][:, None], float("-inf")).softmax(-1)
         return times(pattern, v)
 
-    def _refresh_since(self, earlier: EdgeMask, levels: dict[str, int] | None = None) -> None:
-        """Evaluate, in order, every node that differs from what it was under another mask.
+    def refresh_since(self, earlier: EdgeMask, levels: dict[str, int] | None = None) -> list[str]:
+        """Evaluate, in order, every node that differs from what it was under another mask; these nodes.
 
         Parameters
         ----------
         levels: where nodes were needed then, so where their values are right; None is everywhere that they are now.
         """
-        self.levels = self._needed()
+        self.levels = self.needed()
         ports, projections = self.mask.ports.numpy(), self.mask.projections.numpy()
         differs = (earlier.ports.numpy() != ports).any(-1) | (earlier.projections.numpy() != projections)
         changed = np.zeros(len(self.graph.senders), dtype=bool)
+        refreshed = []
         for i, node in enumerate(self.graph.senders):
             names = self.graph.ports_of(node)
             rows = [self.graph.port_index[port] for port in names]
@@ -219,17 +249,19 @@ class CircuitState:
             if changed[i] and node in self.levels:
                 for port in names:
                     self.projected.pop(port, None)
-                self._refresh(node)
+                self.refresh(node)
+                refreshed.append(node)
+        return refreshed
 
-    def _refresh(self, name: str) -> None:
+    def refresh(self, name: str) -> None:
         """A node's output where it is needed, from the current inputs of its ports."""
         node, level = self.graph[name], self.levels[name]
-        out = self._output(name, {})[:, 0]
+        out = self.output(name, {})[:, 0]
         target = self.z[node.layer, node.unit] if node.kind == "head" else self.m[node.layer]
         if level == ALL:
             target.copy_(out)
         else:
-            target[self.pair_index, self.read_positions] = out
+            target[self.read.rows, self.read.positions] = out
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:

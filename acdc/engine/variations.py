@@ -6,6 +6,7 @@ The circuit's values are kept; for each variation those nodes are evaluated agai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,43 +56,49 @@ class Variations:
         return metric.as_loss((self.values(masks).double() * metric.readouts.weight.double()).sum(-1)).tolist()
 
 
-class _Block(CircuitState):
+@dataclass(frozen=True)
+class _Kept:
+    """A circuit's values: the mask, and of `CircuitState` the levels, z, m and projected values under it."""
+
+    mask: EdgeMask
+    levels: dict[str, int]
+    z: Tensor
+    m: Tensor
+    projected: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, state: CircuitState) -> _Kept:
+        return cls(state.mask, dict(state.levels), state.z.clone(), state.m.clone(), dict(state.projected))
+
+
+class _Block:
     """Some of the pairs."""
 
     def __init__(self, experiment: Experiment, mask: EdgeMask, room: int) -> None:
+        self.state = CircuitState(experiment, mask.copy(), room)
+        self.kept = _Kept.of(self.state)
         self.touched: list[str] = []
-        super().__init__(experiment, mask.copy(), room)
-        self._keep()
-
-    def _keep(self) -> None:
-        self.base, self.base_levels = self.mask, dict(self.levels)
-        self.base_z, self.base_m = self.z.clone(), self.m.clone()
-        self.base_projected = dict(self.projected)
-        self.touched.clear()
 
     @torch.inference_mode()
     def rebase(self, mask: EdgeMask) -> None:
         self._vary(mask.copy())
-        self._keep()
+        self.kept = _Kept.of(self.state)
+        self.touched = []
 
     @torch.inference_mode()
     def stream(self, mask: EdgeMask) -> Tensor:
         """What the logits are read from, `readout d_model`."""
         self._vary(mask)
-        return self._rows(self._input("logits"))
+        return self.state.at_readouts(self.state.input("logits"))
 
     def _vary(self, mask: EdgeMask) -> None:
+        state, kept = self.state, self.kept
         for name in self.touched:
-            node = self.graph[name]
+            node = state.graph[name]
             if node.kind == "head":
-                self.z[node.layer, node.unit] = self.base_z[node.layer, node.unit]
+                state.z[node.layer, node.unit] = kept.z[node.layer, node.unit]
             else:
-                self.m[node.layer] = self.base_m[node.layer]
-        self.touched.clear()
-        self.projected = dict(self.base_projected)
-        self.mask = mask
-        self._refresh_since(self.base, self.base_levels)
-
-    def _refresh(self, name: str) -> None:
-        self.touched.append(name)
-        super()._refresh(name)
+                state.m[node.layer] = kept.m[node.layer]
+        state.projected = dict(kept.projected)
+        state.mask = mask
+        self.touched = state.refresh_since(kept.mask, kept.levels)

@@ -14,6 +14,7 @@ from acdc.ablation import AblationSettings
 from acdc.engine.incremental import IncrementalPruning
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import BlockedPruning, make_pruning_engine
+from acdc.engine.receiver import Receiver
 from acdc.errors import ConfigError, RunError
 from acdc.graph import Edge
 from acdc.metrics import METRICS
@@ -52,11 +53,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
     one = experiment(small("gpt2", n_layers=3, n_heads=4), random_pairs(23))
     evaluate, refused = IncrementalPruning._evaluate, []
 
-    def scarce(self: IncrementalPruning, variants: Tensor) -> Tensor:
+    def scarce(self: IncrementalPruning, receiver: Receiver, variants: Tensor) -> Tensor:
         if variants.shape[1] > 2:
             refused.append(variants.shape[1])
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return evaluate(self, variants)
+        return evaluate(self, receiver, variants)
 
     monkeypatch.setattr(IncrementalPruning, "_evaluate", scarce)
     for threshold in (0.3, 0.03):  # few edges kept, and many
@@ -66,7 +67,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_memory_at_all_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(self: IncrementalPruning, variants: Tensor) -> Tensor:
+    def none(self: IncrementalPruning, receiver: Receiver, variants: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(IncrementalPruning, "_evaluate", none)
