@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from html import escape
@@ -125,15 +126,14 @@ def test_a_circuit_without_a_path_says_so(
         assert said in text
     if "method" in options:
         return
+    (advice,) = re.findall(r"give (method\.\w+=\S+)", " ".join(out.split()))
     at = read_json(here / "out" / "metrics.json")["path_at"]
-    least = "threshold" if "method.threshold" in options else "edges"
-    for n in (at, at - 1):
-        asked = f"method.edges={n}"
-        if least == "threshold":
-            scores = sorted(map(abs, Circuit.load(here / "out" / "circuit.json").tested.values()), reverse=True)
-            asked = f"method.select=threshold method.threshold={scores[n - 1]!r}"
-        assert run([*arguments(case, method="eap"), *asked.split(), f"hydra.run.dir={n}"]) == 0
-        assert (read_json(here / str(n) / "metrics.json")["on_path"] > 0) == (n == at)
+    scores = sorted(map(abs, Circuit.load(here / "out" / "circuit.json").tested.values()), reverse=True)
+    one_less = f"method.edges={at - 1}" if "edges" in advice else f"method.threshold={scores[at - 2]!r}"
+    way = [f"method.select={options.get('method.select', 'top_n')}"]
+    for asked, has_path in ((advice, True), (one_less, False)):
+        assert run([*arguments(case, method="eap"), *way, asked, f"hydra.run.dir={has_path}"]) == 0
+        assert (read_json(here / str(has_path) / "metrics.json")["on_path"] > 0) == has_path
 
 
 @pytest.mark.parametrize("method", ["random", "edge_pruning"])

@@ -55,7 +55,8 @@ def _more(circuit: Circuit) -> str:
     if method["select"] != "threshold":
         return f"{least}; give method.edges={at}"
     scores = (abs(score) if method["absolute"] else score for score in circuit.tested.values())
-    return f"{least}; give method.threshold={sorted(scores, reverse=True)[at - 1]:.6g} or less"
+    last = sorted(scores, reverse=True)[at - 1]
+    return f"{least}; give method.threshold={last - 5e-6 * abs(last):.6g} or less"  # rounded, and no higher
 
 
 def _steps(steps: Mapping[str, Any], circuit: Circuit) -> str:

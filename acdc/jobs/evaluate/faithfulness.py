@@ -29,6 +29,11 @@ def look(prepared: Prepared, folder: Path, console: Console) -> Part:
     fresh, absent = _fresh(prepared)
     results = {name: _measure(prepared, circuit, fresh) for name, circuit in circuits.items()}
     lines = [f"no fresh pairs: {absent}"] if absent else []
+    lines += [
+        f"{name} has no path from the input to the logits"
+        for name, circuit in circuits.items()
+        if not circuit.on_path()
+    ]
     if settings_of(prepared).scrubs:
         lines += _left_out(experiment)
     rows = [row for name, values in results.items() for row in _rows(name, values)]
