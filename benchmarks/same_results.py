@@ -238,8 +238,8 @@ def read(path: Path) -> Any:
     if path.suffix in (".graphml", ".dot"):
         graph = nx.read_graphml(path) if path.suffix == ".graphml" else nx.nx_agraph.read_dot(path)
         names = [*graph.nodes(data=True)]
-        names += [(f"{a}->{b} {values.get('headport', '')}", values) for a, b, values in graph.edges(data=True)]
-        return {name: {"": "", **{key: values[key] for key in OF_A_GRAPH if key in values}} for name, values in names}
+        names += [(f"{a}->{b} {values.get('headport', '')}".strip(), values) for a, b, values in graph.edges(data=True)]
+        return {name: {key: values[key] for key in OF_A_GRAPH if key in values} for name, values in names}
     return None
 
 
@@ -249,13 +249,14 @@ def ignored(key: str) -> bool:
 
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Every number, text and array in a value, with where it stands."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             if not ignored(str(key)):
                 yield from leaves(inner, f"{at}.{spelled(str(key))}".lstrip("."))
     elif isinstance(value, torch.Tensor):
         yield at, value.numpy()
     elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OSU"):
+        yield f"{at} length".strip(), len(value)
         for i, inner in enumerate(value):
             yield from leaves(inner, f"{at}[{i}]")
     else:
@@ -269,6 +270,8 @@ def spelled(text: str) -> str:
 
 def difference(old: Any, new: Any) -> str:
     """What is different, in short; nothing if the two are the same."""
+    if not isinstance(old, np.ndarray) and type(old) is type(new) and old == new:
+        return ""
     if isinstance(old, str) and isinstance(new, str):
         if spelled(old) == spelled(new):
             return ""
@@ -278,12 +281,11 @@ def difference(old: Any, new: Any) -> str:
         a, b = np.asarray(old, dtype=float), np.asarray(new, dtype=float)
         if a.shape != b.shape:
             return f"shape {a.shape} → {b.shape}"
-        if np.array_equal(a, b) or np.allclose(b, a, TOLERANCE, TOLERANCE, equal_nan=True):
+        differ = ~np.isclose(b, a, TOLERANCE, TOLERANCE, equal_nan=True)
+        if not differ.any():
             return ""
         if a.ndim:
-            return f"by up to {np.abs(a - b).max():.3g}"
-    elif type(old) is type(new) and old == new:
-        return ""
+            return f"{differ.sum()} of {a.size} values, the first {a[differ][0]} → {b[differ][0]}"
     return f"{old} → {new}"
 
 
