@@ -62,14 +62,14 @@ COMMANDS = {
     "gate_or": "-m task=gate_or metric=logit_diff,kl_div,prob_diff,l2,nll ablation=zero,corrupted task.inputs=all"
     " method.threshold=0.1",
     "gate_and": "task=gate_and",
-    "greater_than": f"task=greater_than metric=prob_diff method.threshold=0.02 {SMALL}",
+    "greater_than": f"task=greater_than metric=prob_diff ablation=noise ablation.draws=2 method.threshold=0.02 {SMALL}",
     "gendered_pronoun": f"task=gendered_pronoun metric=nll ablation=mean method.threshold=0.1 {SMALL}",
     "subject_verb_agreement": f"task=subject_verb_agreement metric=kl_div ablation=zero method.threshold=0.3 {SMALL}",
-    "sentiment": f"task=sentiment metric=l2 ablation=noise ablation.draws=2 method.threshold=0.3 {SMALL}",
+    "sentiment": f"task=sentiment metric=l2 ablation=zero method.threshold=0.3 {SMALL}",
     "factual_recall": f"task=factual_recall metric=kl_div method.threshold=0.1 {SMALL}",
     "induction": f"task=induction metric=logit_diff method.threshold=0.3 {SMALL}",
     "docstring": f"task=docstring metric=kl_div method.threshold=0.1 {SMALL}",
-    "partners": f"task.partners=3 task.corruption=flipped task.filter=[correct] method.threshold=0.2 {SMALL}",
+    "partners": f"task.partners=3 task.filter=[correct] method.threshold=0.2 {SMALL}",
     "full": "method.engine=full task=tracr_reverse task.size=8 ablation=zero",
     "projection_edges": "method.projection_edges=true graph.split_embedding=true method.threshold=0.3 task.size=2",
     "shortlist": f"method.shortlist=eap method.threshold=0.1 {SMALL}",
@@ -94,7 +94,7 @@ COMMANDS = {
     "random": "method=random",
     # patching
     "activation": "job=patch patch=activation task.size=8",
-    "activation_sites": f"job=patch patch.site=[resid_mid,attn_out,mlp_out,k,v,pattern] patch.layers=[0,2] {SMALL}",
+    "activation_sites": f"job=patch patch.site=[resid_mid,mlp_out,k,pattern] patch.layers=[0,2] {SMALL}",
     "activation_neurons": f"job=patch patch.site=neuron patch.layers=[3] patch.shortlist=attribution {SMALL}",
     "path": "job=patch patch=path task.size=8",
     "path_back": f"job=patch patch.from=logits patch.depth=2 patch.width=2 {SMALL}",
@@ -104,7 +104,8 @@ COMMANDS = {
     "attribution_grad_drop": f"job=patch patch=attribution patch.site=mlp_out patch.grad_drop=true {SMALL}",
     "tracing": f"job=patch patch=tracing task=factual_recall patch.draws=2 {SMALL}",
     "ablation": f"job=patch patch=ablation patch.orders=2 patch.points=8 {SMALL}",
-    "ablation_resample": "job=patch patch=ablation patch.value=resample patch.draws=2 patch.site=mlp_out task.size=4",
+    "ablation_resample": "job=patch patch=ablation patch.value=resample patch.draws=2 patch.orders=1 patch.points=4"
+    " patch.site=mlp_out task.template=0 task.order=abba task.size=6",
     "sae": f"job=patch patch=sae patch.most=10 {SMALL}",
     # the other jobs
     "sweep": f"-m method=eap,hisp method.edges=20,40 {SMALL}",
@@ -293,7 +294,7 @@ def compare(old: Path, new: Path) -> tuple[int, list[str]]:
     """How many values two runs have in their files, and where they differ."""
     files = [{str(path.relative_to(side)): path for path in side.rglob("*") if path.is_file()} for side in (old, new)]
     count, differ = 0, []
-    for name in sorted(files[0] | files[1]):
+    for name in sorted(files[0] | files[1], reverse=True):  # metrics and decisions before the pictures
         if any(name not in side for side in files):
             if not any(fnmatch(name, pattern) for pattern in ONLY_ONE_SIDE):
                 differ.append(f"{name}: only {'OLD' if name in files[0] else 'NEW'} writes it")
