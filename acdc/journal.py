@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # bring torch, which a look at a finished run does not need
 
 DECISIONS = "decisions.jsonl"
 STATE = "run.json"
+RESOLVED = "resolved.yaml"
 TENSORS = "state.safetensors"
 
 
@@ -43,6 +44,17 @@ class Journal:
         except BlockingIOError as error:
             self._file.close()
             raise RunError(f"another process is working on the run in {folder}: wait for it or stop it") from error
+
+    @classmethod
+    def is_busy(cls, folder: Path) -> bool:
+        """Whether another process is working on the run in this folder."""
+        if not (folder / DECISIONS).exists():
+            return False
+        try:
+            cls(folder).close()
+        except RunError:
+            return True
+        return False
 
     def read(self) -> list[Decision]:
         """The decisions so far. A last line torn by a crash is dropped, from the file as well.
@@ -130,7 +142,7 @@ class RunState:
         self.path = folder / STATE
         self.values: dict[str, Any] = {"finished": False, "seconds": 0.0, "wandb_id": None}
         try:
-            self.values.update(json.loads(self.path.read_text()))
+            self.values.update(json.loads(self.path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError) as error:

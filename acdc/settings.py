@@ -23,6 +23,11 @@ _WORDS: dict[Any, str] = {
 }
 
 
+def as_mapping(settings: Any) -> dict[str, Any]:
+    """The settings as the mapping that `from_mapping` reads."""
+    return {f.name.removesuffix("_"): getattr(settings, f.name) for f in fields(settings)}
+
+
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of a settings dataclass. The key of a field `from_` is `from`, which Python keeps for itself.
 

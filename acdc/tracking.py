@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,16 @@ from acdc.graph import Graph
 
 log = logging.getLogger(__name__)
 MODES = ("online", "offline", "disabled")
+_VARIABLES = {
+    "mode": "WANDB_MODE",
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "tags": "WANDB_TAGS",
+    "run_name": "WANDB_NAME",
+}
+_ROUNDING = 1e-8  # a KL of −4.9e-10 is 0
+_OLD_MODES = {"run": "online", "dryrun": "offline"}  # W&B's names of old
 
 
 @dataclass(frozen=True)
@@ -30,25 +42,44 @@ class TrackerSettings:
     Attributes
     ----------
     name: `none` or `wandb`. The rest is for wandb: mode: `online`, `offline` or `disabled`. project, entity, group,
-    tags, run_name: as W&B has them. every: one point per so many tested edges.
+    tags, run_name: as W&B has them. every: one point per so many tested edges. What is None is W&B's environment
+    variable of that meaning or, where that is not set either, a default (`really`).
     """
 
     name: str = "none"
-    mode: str = "online"
-    project: str = "acdc"
+    mode: str | None = None
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] | None = None
     run_name: str | None = None
     every: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in ("none", "wandb"):
             raise ConfigError(f"tracker={self.name} is not known: choose none or wandb")
-        if self.mode not in MODES:
+        if self.mode is not None and self.mode not in MODES:
             raise ConfigError(f"tracker.mode={self.mode} is not known: choose one of {', '.join(MODES)}")
         if self.every < 1:
             raise ConfigError(f"tracker.every={self.every} is not allowed: give 1 or more")
+
+    def really(self, **defaults: Any) -> TrackerSettings:
+        """These settings with every None filled: by W&B's environment variable, `defaults`, or the usual value.
+
+        Raises
+        ------
+        ConfigError: a mode in the environment that is none.
+        """
+        if self.name != "wandb":
+            return self
+        given = {key: os.environ.get(variable) or None for key, variable in _VARIABLES.items()}
+        mode = _OLD_MODES.get(given["mode"] or "", given["mode"])
+        if self.mode is None and mode not in (None, *MODES):
+            raise ConfigError(f"WANDB_MODE={mode} is not known: choose one of {', '.join(MODES)}")
+        tags = [tag.strip() for tag in (given["tags"] or "").split(",") if tag.strip()]
+        usual: dict[str, Any] = {"mode": "online", "project": "acdc", "tags": []}
+        ways: tuple[dict[str, Any], ...] = (usual, defaults, {**given, "mode": mode, "tags": tags or None}, vars(self))
+        return replace(self, **{key: value for way in ways for key, value in way.items() if value is not None})
 
 
 class Tracker(Observer, Protocol):
@@ -148,7 +179,8 @@ class ConsoleTracker:
 
     def _text(self, remaining: int) -> str:
         left = remaining + self.kept
-        return f"{self.tested} tested {self.kept} kept {left} left {self.metric} {self.value:.4g}"
+        value = self.value if abs(self.value) > _ROUNDING else 0.0
+        return f"{self.tested} tested {self.kept} kept {left} left {self.metric} {value:.4g}"
 
     def _show(self, remaining: int, **fields: Any) -> None:
         self.progress.update(self.task, completed=self.total - remaining, text=self._text(remaining), **fields)
@@ -162,8 +194,29 @@ class ConsoleTracker:
 
 
 def check_tracker(settings: TrackerSettings) -> None:
-    """RunError if W&B would have to be reached and cannot be; better now than when the folder is made."""
-    if settings.name == "wandb" and settings.mode == "online":
+    """What W&B would refuse is refused now, not when the folder is made.
+
+    Parameters
+    ----------
+    settings: those of `TrackerSettings.really`.
+
+    Raises
+    ------
+    ConfigError: a project, group, tag, … that W&B does not take. RunError: W&B would have to be reached and cannot be.
+    """
+    if settings.name != "wandb":
+        return
+    import wandb
+
+    own = {"project": "project", "entity": "entity", "group": "run_group", "tags": "run_tags", "run_name": "run_name"}
+    for key, name in own.items():
+        value = getattr(settings, key)
+        try:
+            wandb.Settings(**{name: value})
+        except Exception as error:  # its own or pydantic's
+            why = error.errors()[0]["msg"] if hasattr(error, "errors") else error
+            raise ConfigError(f"W&B does not take tracker.{key}={value}: {why}") from error
+    if settings.mode == "online":
         _reach_wandb()
 
 
@@ -186,13 +239,15 @@ class WandbTracker:
 
     Parameters
     ----------
-    run_id: of the run to go on with, or of a new one.
+    settings: those of `TrackerSettings.really`. config: every setting as really used. run_id: of the run to go on
+        with, or of a new one.
     """
 
     def __init__(self, settings: TrackerSettings, folder: Path, config: Mapping[str, Any], run_id: str) -> None:
         import wandb  # imported only where it is asked for
 
         self.every = settings.every
+        self.there = max(map(_last_step, folder.glob(f"wandb/*run-*-{run_id}/*.wandb")), default=0)
         self.tested = self.kept = self.done = 0
         try:
             self.run = wandb.init(
@@ -201,6 +256,7 @@ class WandbTracker:
                 group=settings.group,
                 tags=settings.tags or None,
                 name=settings.run_name,
+                job_type=config["job"]["name"],
                 mode=settings.mode,  # type: ignore[arg-type]
                 dir=str(folder),
                 config=dict(config),
@@ -210,6 +266,8 @@ class WandbTracker:
             )
         except Exception as error:
             raise RunError(f"tracker=wandb could not start ({error}): try tracker.mode=offline") from error
+        if settings.mode == "online":  # what a killed process wrote to its file may not have arrived
+            self.there = max(self.run.starting_step - 1, 0)
         self.run.define_metric("tested")
         self.run.define_metric("*", step_metric="tested")
 
@@ -220,17 +278,17 @@ class WandbTracker:
         return
 
     def decided(self, decision: Decision, remaining: int) -> None:
-        self.replayed(decision, remaining)
-        if self.tested % self.every == 0 or remaining == 0:
-            point = {"metric": decision.metric, "effect": decision.effect}
-            self._log(self.tested, kept=self.kept, left=remaining + self.kept, **point)
-
-    def replayed(self, decision: Decision, remaining: int) -> None:
         self.tested += 1
         self.kept += decision.kept
+        if self.tested > self.there and (self.tested % self.every == 0 or remaining == 0):
+            edge = {"sender": decision.edge.sender, "receiver": decision.edge.receiver}
+            point = {"metric": decision.metric, "effect": decision.effect}
+            self._log(self.tested, kept=self.kept, left=remaining + self.kept, **edge, **point)
+
+    replayed = decided  # a point that a killed process did not get through is told again
 
     def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
-        if values and (done % self.every == 0 or done == total):
+        if values and done > self.there and (done % self.every == 0 or done == total):
             if not self.done:
                 for name in values:
                     self.run.define_metric(name, step_metric="done")
@@ -260,6 +318,38 @@ class WandbTracker:
 
     def closed(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
+
+
+def _last_step(path: Path) -> int:
+    """The step of the last point in a W&B run file; 0 where it has none."""
+    from wandb.proto import wandb_internal_pb2
+
+    last = 0
+    for data in _records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        try:
+            record.ParseFromString(data)
+        except Exception:  # torn by a kill
+            break
+        if record.WhichOneof("record_type") == "history":
+            last = max(last, record.history.step.num)
+    return last
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The whole records of a W&B run file: LevelDB's log format, blocks of 32 KiB, behind a header of seven bytes."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # what is left of a block is too short for a record
+            at += 32768 - at % 32768
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if kind not in (1, 2, 3, 4) or at + 7 + size > len(data):
+            return
+        record = (b"" if kind in (1, 2) else record) + data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # full, or the last part
+            yield record
 
 
 def new_run_id() -> str:

@@ -61,8 +61,9 @@ def as_process(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None)
         cwd=cwd,
         env={**mine, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
-        text=True,
-        timeout=120,
+        encoding="utf-8",
+        errors="replace",
+        timeout=300,
     )
 
 
@@ -76,6 +77,28 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def killed_at(n_decisions: int, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    """The program as a process that is killed (by SIGKILL) when it has made so many decisions, or is about to."""
+    program = (
+        "import os, sys; from acdc import journal; from acdc.cli import run\n"
+        "write, made = journal.Journal.decided, []\n"
+        "def decided(self, decision, remaining):\n"
+        f"    if len(made) == {n_decisions}: os.kill(os.getpid(), 9)\n"
+        "    made.append(decision); write(self, decision, remaining)\n"
+        "journal.Journal.decided = decided\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        env={**mine, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == -9, done.stderr
 
 
 def assert_refused(arguments: Sequence[str], capfd: pytest.CaptureFixture[str], *said: str, after: str = "") -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Case, as_process, make_case, read_json, read_lines
+import yaml
+from commands import Case, as_process, assert_refused, killed_at, make_case, read_json, read_lines
 from rich.console import Console
 
 from acdc.discovery.base import Decision
+from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.tracking import ConsoleTracker, TrackerSettings, Watchers, check_tracker, say
 
@@ -150,6 +152,7 @@ def read_back(path: Path) -> dict[str, Any]:
         if kind == "run":
             run = record.run
             said |= {"id": run.run_id, "project": run.project, "group": run.run_group, "tags": list(run.tags)}
+            said |= {"entity": run.entity, "name": run.display_name, "job_type": run.job_type}
             said["config"] = {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "history":
             items = record.history.item
@@ -165,6 +168,12 @@ def read_back(path: Path) -> dict[str, Any]:
         elif kind == "exit":
             said["exit"] = record.exit.exit_code
     return said
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What the one run file of a run's folder says."""
+    (file,) = folder.glob("wandb/*run-*/*.wandb")
+    return read_back(file)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +214,8 @@ def test_wandb_gets_configuration_and_points(tracked: tuple[Path, dict[str, Any]
     points = [point for point in first["points"] + second["points"] if "metric" in point]
     assert [point["_step"] for point in points] == [point["tested"] for point in points]
     assert [point["tested"] for point in points] == list(range(1, len(decisions) + 1))  # none twice, none missing
-    assert [point["metric"] for point in points] == [line["metric"] for line in decisions]
+    for key in ("sender", "receiver", "effect", "metric"):
+        assert [point[key] for point in points] == [line[key] for line in decisions]
     kept = [sum(line["kept"] for line in decisions[: i + 1]) for i in range(len(decisions))]
     assert [point["kept"] for point in points] == kept
     assert points[-1]["left"] == kept[-1]
@@ -255,6 +265,8 @@ def test_wandb_gets_the_maps_of_a_sweep(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (file,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
     said = read_back(file)
+    assert "method" not in said["config"]
+    assert said["config"]["patch"]["direction"] == "noise"
     metrics = read_json(tmp_path / "out" / "metrics.json")
     assert said["summary"]["sites"] == metrics["sites"] == 4
     assert said["summary"]["clean"] == pytest.approx(metrics["clean"])
@@ -275,6 +287,87 @@ def test_wandb_online_without_an_account_is_refused_at_once(tmp_path: Path) -> N
     assert done.stderr.startswith("acdc: tracker=wandb cannot reach W&B")
     assert done.stderr.endswith("or give tracker.mode=offline\n")
     assert done.stderr.count("\n") == 1
+    assert not list(here.iterdir())
+
+
+def test_after_a_kill_no_point_is_missing(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    arguments = case.arguments(tracker="wandb", tracker__mode="offline")
+    killed_at(20, *arguments, "hydra.run.dir=out", cwd=tmp_path)
+    out = tmp_path / "out"
+    (first,) = out.glob("wandb/*run-*/*.wandb")
+    torn = first.read_bytes()
+    first.write_bytes(torn[: len(torn) * 2 // 3])  # what the system had not written yet
+    assert as_process("resume=out", cwd=tmp_path).returncode == 0
+    (second,) = set(out.glob("wandb/*run-*/*.wandb")) - {first}
+    parts = [[point for point in read_back(file)["points"] if "metric" in point] for file in (first, second)]
+    assert len(parts[0]) < 20
+    decisions = read_lines(out / "decisions.jsonl")
+    assert [point["_step"] for part in parts for point in part] == list(range(1, len(decisions) + 1))
+    assert [point["metric"] for part in parts for point in part] == [line["metric"] for line in decisions]
+
+
+def test_wandb_gets_what_was_really_used(tmp_path: Path) -> None:
+    """The task's own threshold and metric; W&B's own environment where no option is given."""
+    env = {
+        "WANDB_MODE": "offline",
+        "WANDB_PROJECT": "theirs",
+        "WANDB_ENTITY": "team",
+        "WANDB_RUN_GROUP": "many",
+        "WANDB_TAGS": "x, y",
+        "WANDB_NAME": "called",
+    }
+    tracked = ["tracker=wandb", "tracker.group=mine"]
+    done = as_process("task=gate_or", "task.check=off", *tracked, "hydra.run.dir=out", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = read_run(tmp_path / "out")
+    assert [said[key] for key in ("project", "entity", "group", "name")] == ["theirs", "team", "mine", "called"]
+    assert (said["tags"], said["job_type"]) == (["x", "y"], "discover")
+    own = Experiment.build(task="gate_or")
+    used = yaml.safe_load((tmp_path / "out" / "resolved.yaml").read_text())
+    for config in (said["config"], used):
+        assert config["metric"]["name"] == own.task.metric
+        assert config["method"]["threshold"] == own.task.thresholds[own.task.metric]
+        assert config["tracker"]["project"] == "theirs"
+        assert "patch" not in config
+    asked = yaml.safe_load((tmp_path / "out" / ".hydra" / "config.yaml").read_text())
+    assert (asked["metric"]["name"], asked["method"]["threshold"], asked["tracker"]["project"]) == (None, None, None)
+    assert f"threshold: {used['method']['threshold']}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_sweep_is_told_apart(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "data")
+    options = {"tracker": "wandb", "tracker__mode": "offline", "method__threshold": "0.05,100"}
+    done = as_process("-m", *case.arguments(**options), "hydra.sweep.dir=many", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for run, threshold in (("0", "0.05"), ("1", "100")):
+        said = read_run(tmp_path / "many" / run)
+        assert (said["group"], said["name"]) == ("many", f"method.threshold={threshold}")
+        assert (said["tags"], said["job_type"]) == (["pairs", case.model.name, "acdc"], "discover")
+
+
+@pytest.mark.parametrize(
+    ("option", "env", "said"),
+    [
+        ("tracker.project=a/b", {}, "tracker.project=a/b"),
+        ("tracker.project=" + 200 * "x", {}, "128 characters"),
+        ("tracker.tags=[" + 70 * "x" + "]", {}, "between 1 and 64 characters"),
+        ("tracker.every=1", {"WANDB_PROJECT": "a:b"}, "tracker.project=a:b"),
+        ("tracker.every=1", {"WANDB_MODE": "sideways"}, "WANDB_MODE=sideways is not known"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_at_once(
+    option: str,
+    env: dict[str, str],
+    said: str,
+    here: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    mode = [] if "WANDB_MODE" in env else ["tracker.mode=offline"]
+    assert_refused(["tracker=wandb", *mode, option], capfd, said)
     assert not list(here.iterdir())
 
 

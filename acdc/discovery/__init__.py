@@ -10,10 +10,13 @@ from typing import Any
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, Observer, Store
+from acdc.discovery.hard_concrete import TrainingSettings, loss_of
+from acdc.discovery.selection import SelectionSettings
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.process import undisturbed
+from acdc.settings import as_mapping
 
 METHODS = (
     "acdc",
@@ -59,6 +62,16 @@ def discover(
     settings = _settings(method, options)
     circuit: Circuit = load(settings.name).discover(experiment, settings, observer, replay, store)
     return circuit
+
+
+def really(experiment: Experiment, settings: Any) -> dict[str, Any]:
+    """A method's settings with the values that stand for null and `auto`, as far as these are known beforehand."""
+    module, values = load(settings.name), as_mapping(settings)
+    if isinstance(settings, SelectionSettings) and settings.select != "threshold":
+        values["edges"] = settings.how_many(experiment.graph)
+    if isinstance(settings, TrainingSettings):
+        values["loss"] = loss_of(experiment, settings)
+    return values | (module.resolved(experiment, settings) if hasattr(module, "resolved") else {})
 
 
 def score(experiment: Experiment, method: str = "eap_ig", **options: Any) -> dict[Edge, float]:

@@ -118,6 +118,11 @@ def check(experiment: Experiment, settings: Settings) -> float:
     return threshold
 
 
+def resolved(experiment: Experiment, settings: Settings) -> dict[str, float]:
+    """The threshold that is used."""
+    return {"threshold": check(experiment, settings)}
+
+
 def discover(
     experiment: Experiment,
     settings: Settings,

@@ -87,6 +87,11 @@ def check(experiment: Experiment, settings: Settings) -> list[float]:
     return [own * 30 ** (i / 4.5 - 1) for i in range(10)]
 
 
+def resolved(experiment: Experiment, settings: Settings) -> dict[str, list[float]]:
+    """The grid that is used."""
+    return {"thresholds": check(experiment, settings)}
+
+
 def discover(
     experiment: Experiment,
     settings: Settings,

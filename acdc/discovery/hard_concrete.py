@@ -195,6 +195,13 @@ class Training:
         return int(step)
 
 
+def loss_of(experiment: Experiment, settings: TrainingSettings) -> str:
+    """The loss that is used: `kl_div` or `metric`."""
+    if settings.loss != "auto":
+        return settings.loss
+    return "metric" if experiment.metric_name in ("kl_div", "l2") else "kl_div"
+
+
 def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tuple[FullEngine, Metric, float]]:
     """Engine, loss and share of the weight of each batch."""
     n_rows, n_positions = experiment.batch.clean.shape
@@ -208,7 +215,7 @@ def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tup
     n_batches = -(-n_rows // min(settings.batch_size, fit))
     rows = -(-n_rows // n_batches)
     for part in row_blocks(experiment, rows):
-        own = settings.loss == "metric" or (settings.loss == "auto" and experiment.metric_name in ("kl_div", "l2"))
+        own = loss_of(experiment, settings) == "metric"
         metric = part.metric if own else make_metric("kl_div", part.readouts, part.clean_logits)
         yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from acdc.errors import TaskError
 from acdc.evaluation.pair_filter import limits_table
 from acdc.files import write_csv, write_json
-from acdc.jobs.common import Outcome, config_yaml, do_in_one_go
+from acdc.jobs.common import Outcome, do_in_one_go
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.report.html import configuration, notes_section, write_page
 from acdc.report.pairs import console_table, each_pair_section, each_pair_table, pairs_section
 from acdc.tracking import say
@@ -58,7 +59,7 @@ def run(prepared: Prepared, folder: Path, console: Console) -> None:
                 notes_section(experiment.notes),
                 pairs_section(check),
                 each_pair_section(check),
-                configuration(config_yaml(prepared)),
+                configuration(resolved_yaml(prepared)),
             ],
         )
         return numbers, files

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import acdc
 from acdc.errors import AcdcError
-from acdc.files import write_json
+from acdc.files import write_atomically, write_json
 from acdc.jobs.prepare import Prepared
-from acdc.journal import RunState
+from acdc.jobs.resolved import resolved, resolved_yaml
+from acdc.journal import RESOLVED, RunState
 from acdc.tracking import WandbTracker, new_run_id, say
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,12 @@ Outcome = tuple[Mapping[str, Any], Mapping[str, Path]]  # metrics, and the files
 def do_in_one_go(prepared: Prepared, folder: Path, console: Console, work: Callable[[], Outcome]) -> None:
     """Run a job that keeps no journal: resumed, it begins again. Writes `metrics.json`, `run.json` and `run.log`."""
     with logging_to(folder / "run.log"):
-        state = begin(folder)
+        state = begin(prepared, folder)
         announce(prepared, console)
         settings = prepared.settings
         tracker = None
         if settings.tracker.name == "wandb":
-            tracker = WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"])
+            tracker = WandbTracker(settings.tracker, folder, resolved(prepared), state.values["wandb_id"])
         failed = True
         try:
             metrics, files = work()
@@ -47,9 +49,13 @@ def do_in_one_go(prepared: Prepared, folder: Path, console: Console, work: Calla
         log.info("finished: %s", json.dumps(dict(metrics)))
 
 
-def begin(folder: Path) -> RunState:
-    """The state of a run that starts or goes on; what a killed process left half-written is removed."""
+def begin(prepared: Prepared, folder: Path) -> RunState:
+    """The state of a run that starts or goes on; what a killed process left half-written is removed.
+
+    Writes `resolved.yaml`.
+    """
     state = RunState(folder)
+    write_atomically(folder / RESOLVED, resolved_yaml(prepared))
     state.update(wandb_id=state.values["wandb_id"] or new_run_id())
     for torn in folder.glob(".*.tmp"):
         torn.unlink()
@@ -60,16 +66,10 @@ def announce(prepared: Prepared, console: Console) -> None:
     """Say and log what the run is and what the user should hear."""
     settings, experiment = prepared.settings, prepared.experiment
     log.info("acdc %s: %s on %s, %s", acdc.__version__, settings.job.name, experiment.task.name, experiment.model.name)
+    log.info("threads: %d", torch.get_num_threads())
     for note in prepared.notes:
         log.warning("%s", note)
         say(console, f"note: {note}")
-
-
-def config_yaml(prepared: Prepared) -> str:
-    """The run's configuration as a reader sees it."""
-    from yaml import safe_dump
-
-    return safe_dump(dict(prepared.settings.config), sort_keys=False, allow_unicode=True)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def progress_bar(console: Console, doing: str, units: str) -> Iterator[Callable[
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log lines go to a file while a job runs."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("acdc")
     root.setLevel(logging.INFO)

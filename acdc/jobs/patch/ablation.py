@@ -13,8 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import ablation
 from acdc.patching.ablated import Ablation
 from acdc.report.ablation import (
@@ -104,7 +105,7 @@ def _write(result: Ablation, notes: list[str], prepared: Prepared, folder: Path)
         backup_section(result, _svg(rising)),
         additivity_section(result, _svg(interactions)),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     sites = ", ".join(one.grid.kind.name for one in result.maps)
     clean, corrupted = (number(float(end.mean())) for end in (result.scale.clean, result.scale.corrupted))

@@ -13,8 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import activation
 from acdc.patching.result import CLASSES, Patched
 from acdc.report.html import configuration, notes_section, number, write_page
@@ -80,7 +81,7 @@ def _write(patched: Patched, notes: list[str], prepared: Prepared, folder: Path)
         classes_section(patched, [path for path in quadrants if path.suffix == ".svg"]),
         sites_section(patched),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     write_page(
         files["report.html"],

@@ -12,8 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import attribution
 from acdc.patching.attribution import Attributed
 from acdc.report.attribution import (
@@ -93,7 +94,7 @@ def _write(found: Attributed, prepared: Prepared, folder: Path) -> dict[str, Pat
         maps_section(estimated, [path for path in maps if path.suffix == ".svg"], "attribution.csv"),
         sites_section(estimated, ESTIMATED),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     write_page(
         files["report.html"],

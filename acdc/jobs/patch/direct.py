@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import direct
 from acdc.patching.direct import Direct
 from acdc.report.direct import draw_shares, shares_section, shares_table
@@ -61,7 +62,7 @@ def _write(found: Direct, prepared: Prepared, folder: Path) -> dict[str, Path]:
         notes_section(prepared.notes),
         *(shares_section(found, one, [p for p in pictures[one.by] if p.suffix == ".svg"]) for one in found.shares),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     write_page(
         files["report.html"],

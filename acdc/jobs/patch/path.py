@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import path
 from acdc.patching.path_result import PatchedPaths
 from acdc.report.html import configuration, notes_section, number, write_page
@@ -76,7 +77,7 @@ def _write(patched: PatchedPaths, prepared: Prepared, folder: Path) -> dict[str,
         path_maps_section(patched, [file for file in maps if file.suffix == ".svg"]),
         paths_section(patched),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     n_paths = sum(len(one.paths) for one in patched.maps)
     write_page(

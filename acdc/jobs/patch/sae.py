@@ -13,8 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import sae
 from acdc.patching.features import PatchedFeatures
 from acdc.report.features import (
@@ -101,7 +102,7 @@ def _write(patched: PatchedFeatures, notes: list[str], prepared: Prepared, folde
         Section("Effect and attribution", "".join(image(path, f"plot {path.stem}") for path in pictures)),
         features_section(patched),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     write_page(
         files["report.html"],

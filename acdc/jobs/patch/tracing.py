@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 
 from acdc.files import write_atomically, write_csv
-from acdc.jobs.common import Outcome, config_yaml, progress_bar
+from acdc.jobs.common import Outcome, progress_bar
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import tracing
 from acdc.patching.traced import Traced
 from acdc.report.html import configuration, notes_section, write_page
@@ -68,7 +69,7 @@ def _write(traced: Traced, prepared: Prepared, folder: Path) -> dict[str, Path]:
         by_layer_section(traced, [path for path in lines if path.suffix == ".svg"]),
         states_section(traced),
         *([pairs_section(prepared.check)] if prepared.check is not None else []),
-        configuration(config_yaml(prepared)),
+        configuration(resolved_yaml(prepared)),
     ]
     title = f"Causal tracing · {experiment.task.name} · {experiment.model.name}"
     write_page(files["report.html"], title, lead(traced), sections)
