@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from rich.table import Table
 from yaml import safe_load
 
 from acdc.circuit import Circuit
-from acdc.errors import FormatError
+from acdc.errors import FormatError, RunError
 from acdc.evaluation.comparison import compare_circuits
 from acdc.files import write_csv, write_json
+from acdc.journal import Journal, RunState
 from acdc.report.comparison import comparison_section, console_table
 from acdc.report.html import write_page
 from acdc.tracking import say
@@ -34,11 +37,95 @@ SHOWN = {
 
 def show_run(folder: Path, sweep: Path) -> None:
     """One line about a run of a sweep, when it ends: its own overrides and what came out."""
-    shared = safe_load((sweep / "multirun.yaml").read_text())["hydra"]["overrides"]["task"]
-    own = " ".join(f"{key}={value}" for key, value in _overrides(folder).items() if f"{key}={value}" not in shared)
     run = _read(folder)
     shown = [f"{name} {_cell(key, run[key])}" for key, name in SHOWN.items() if run.get(key) is not None]
-    say(Console(), f"{folder.name}: {own}: {', '.join(shown)}")
+    say(Console(), f"{folder.name}: {own_overrides(folder, sweep)}: {', '.join(shown)}")
+
+
+def own_overrides(folder: Path, sweep: Path) -> str:
+    """Those of a run that not every run of its sweep has."""
+    shared = sweep_overrides(sweep)
+    own = _overrides(folder).items()
+    return " ".join(f"{k}={v}" for k, v in own if f"{k}={v}" not in shared and f"{k}=choice({v})" not in shared)
+
+
+def sweep_overrides(folder: Path) -> list[str]:
+    """What a sweep was started with; RunError where its `multirun.yaml` is damaged."""
+    file = folder / "multirun.yaml"
+    try:
+        hydra = safe_load(file.read_text(encoding="utf-8"))["hydra"]
+        params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+        return [*params, *map(str, hydra["overrides"]["task"])]
+    except Exception as error:  # torn by a kill
+        raise RunError(f"{file} is damaged, so it is not known what the sweep was to run: start it anew") from error
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """How far a sweep is: the folders of runs that are `finished`, that can `go_on` and that another process is
+    `running`; the overrides of those that were `never_started`."""
+
+    finished: list[Path]
+    go_on: list[Path]
+    running: list[Path]
+    never_started: list[str]
+
+    def __str__(self) -> str:
+        n = sum(map(len, vars(self).values()))
+        told = [f"{len(self.finished)} of {n} runs finished{_names(self.finished)}"]
+        if self.running:
+            told.append(f"{len(self.running)} at work now{_names(self.running)}")
+        told += [f"run {place.name} can go on by acdc resume={place}" for place in self.go_on]
+        if self.never_started:
+            told.append(f"{len(self.never_started)} never started ({'; '.join(self.never_started)})")
+        return ", ".join(told)
+
+
+def _names(places: Sequence[Path]) -> str:
+    return f" ({', '.join(place.name for place in places)})" if places else ""
+
+
+def sweep_state(folder: Path, combinations: Sequence[Sequence[str]]) -> SweepState:
+    """How far the sweep in a folder is.
+
+    Parameters
+    ----------
+    combinations: the overrides of each of its runs.
+    """
+    places = {tuple(sorted(_override_lines(place))): place for place in _runs(folder)}
+    state = SweepState([], [], [], [])
+    shared = set.intersection(*map(set, combinations)) if len(combinations) > 1 else set()
+    for overrides in combinations:
+        place = places.get(tuple(sorted(overrides)))
+        if place is None or not (place / ".hydra" / "config.yaml").is_file():
+            state.never_started.append(" ".join(o for o in overrides if o not in shared))
+        elif RunState(place).values["finished"]:
+            state.finished.append(place)
+        else:
+            (state.running if Journal.is_busy(place) else state.go_on).append(place)
+    return state
+
+
+def named(circuits: Mapping[str, Circuit], source: str | Path) -> dict[str, Circuit]:
+    """The circuits of a sweep's folder by what differs between their runs; others by the names they have."""
+    folder = Path(source)
+    given = {name: _overrides(folder / name) for name in circuits if (folder / name / ".hydra").is_dir()}
+    if len(circuits) < 2 or len(given) < len(circuits):
+        return dict(circuits)
+    varied = _varied(given.values())
+    labels = {name: " ".join(f"{key}={mine[key]}" for key in varied if key in mine) for name, mine in given.items()}
+    alike = Counter(labels.values())
+    return {
+        (label if label and alike[label] == 1 else f"{name} {label}".strip()): circuits[name]
+        for name, label in labels.items()
+    }
+
+
+def _varied(given: Iterable[Mapping[str, str]]) -> list[str]:
+    """The keys that not all have the same value of."""
+    given = list(given)
+    keys = dict.fromkeys(key for mine in given for key in mine)
+    return [key for key in keys if len({mine.get(key) for mine in given}) > 1]
 
 
 def show_sweep(folder: Path, console: Console | None = None) -> int:
@@ -47,10 +134,10 @@ def show_sweep(folder: Path, console: Console | None = None) -> int:
     Returns how many runs are finished.
     """
     console = console or Console()
-    places = sorted((p.parent.parent for p in folder.glob("**/.hydra/overrides.yaml")), key=_by_number)
+    places = _runs(folder)
     overrides = {place: _overrides(place) for place in places}
     keys = list(dict.fromkeys(key for given in overrides.values() for key in given))
-    varied = [key for key in keys if len({given.get(key) for given in overrides.values()}) > 1]
+    varied = _varied(overrides.values())
     rows = [
         {"run": str(place.relative_to(folder)), **{key: overrides[place].get(key, "") for key in keys}, **_read(place)}
         for place in places
@@ -86,10 +173,10 @@ def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None
         return
     write_csv(folder / "comparison.csv", comparison.pair_rows())
     write_json(folder / "comparison.json", comparison.as_dict())
-    tasks = ", ".join(dict.fromkeys(circuit.task for _, circuit in found))
+    tasks, models = (", ".join(dict.fromkeys(getattr(one, what) for _, one in found)) for what in ("task", "model"))
     write_page(
         folder / "comparison.html",
-        f"{len(found)} circuits · {tasks} · {found[0][1].model}",
+        f"{len(found)} circuits · {tasks} · {models}",
         f"The circuits that the sweep in {folder} has found, and what they have in common.",
         [comparison_section(comparison)],
     )
@@ -108,14 +195,23 @@ def _label(labels: Mapping[Path, str], place: Path) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     """The metrics of a run, empty while it is not finished."""
     try:
-        return dict(json.loads((folder / "metrics.json").read_text()))
+        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
 
 
 def _overrides(folder: Path) -> dict[str, str]:
-    lines = safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
-    return {key: value for key, _, value in (str(line).partition("=") for line in lines)}
+    return {key: value for key, _, value in (line.partition("=") for line in _override_lines(folder))}
+
+
+def _override_lines(folder: Path) -> list[str]:
+    file = folder / ".hydra" / "overrides.yaml"
+    return list(map(str, safe_load(file.read_text(encoding="utf-8")) or [])) if file.is_file() else []
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The folders of a sweep's runs that were begun, in order."""
+    return sorted((p.parent.parent for p in folder.glob("**/.hydra/overrides.yaml")), key=_by_number)
 
 
 def _by_number(place: Path) -> tuple[bool, int, str]:
@@ -125,4 +221,4 @@ def _by_number(place: Path) -> tuple[bool, int, str]:
 def _cell(key: str, value: Any) -> str:
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    return f"{value:.1%}" if key in ("recovery", "accuracy") else f"{value:.4g}"
+    return f"{value:z.1%}" if key in ("recovery", "accuracy") else f"{value:.4g}"

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import Case, assert_refused, make_case, read_json
 from PIL import Image
 
@@ -85,6 +86,80 @@ def test_every_part(case: Case, found: Path, here: Path, capfd: pytest.CaptureFi
     assert page.count("data:image/svg+xml;base64,") == 3
     assert "random circuits (2)" in out
     assert "pruned again at τ = 0.02" in out
+
+
+def test_a_circuit_is_evaluated_as_it_was_found(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its own numbers come out again, though nothing of this is the default."""
+    how = case.arguments(metric="prob_diff", ablation="zero", task__size=3, task__seed=1, model__dtype="float64")
+    assert run([*how, "hydra.run.dir=found"]) == 0
+    circuit = Circuit.load(here / "found" / "circuit.json")
+    few = ["job=evaluate", "job.parts=[faithfulness]", "job.random=0", "job.scrubs=0", "task.check=off"]
+    for i, source in enumerate(("found", "found/circuit.json")):
+        assert run([*few, f"circuit={source}", f"hydra.run.dir=out{i}"]) == 0
+        metrics, results = (read_json(here / f"out{i}" / f"{name}.json") for name in ("metrics", "evaluate"))
+        for key in ("clean", "corrupted", "circuit", "recovery", "kl"):
+            assert metrics[key] == pytest.approx(circuit.metrics[key], abs=1e-6)
+        assert (results["metric"], results["ablation"], results["notes"]) == ("prob_diff", "zero", [])
+        asked = yaml.safe_load((here / f"out{i}" / ".hydra" / "config.yaml").read_text())
+        used = yaml.safe_load((here / f"out{i}" / "resolved.yaml").read_text())
+        assert (asked["task"]["name"], used["task"]["name"]) == ("ioi", "pairs")
+        assert "method" not in used
+    # What is given counts, a key or a group, and is said where it differs.
+    given = ["task.size=2", "ablation=mean", "metric=prob_diff"]
+    assert run([*few, "circuit=found", *given, "hydra.run.dir=out"]) == 0
+    used = yaml.safe_load((here / "out" / "resolved.yaml").read_text())
+    assert (used["task"]["size"], used["task"]["seed"], used["task"]["path"]) == (2, 1, str(case.pairs))
+    assert read_json(here / "out" / "evaluate.json")["notes"] == [
+        "found was found with task.size=3, and is evaluated with task.size=2",
+        "found was found with ablation=zero, and is evaluated with ablation=mean",
+    ]
+    assert "found with ablation=zero" in capfd.readouterr().out
+    # Another task is taken as it is given, with the options that it has by itself.
+    path = case.pairs
+    assert run([*few, "circuit=found", "task=pairs", f"task.path={path}", "task.check=off", "hydra.run.dir=other"]) == 0
+    used = yaml.safe_load((here / "other" / "resolved.yaml").read_text())
+    assert (used["task"]["size"], used["task"]["seed"], used["metric"]["name"]) == (None, 0, "prob_diff")
+
+
+def test_circuits_of_a_sweep_are_called_by_what_differs(case: Case, here: Path) -> None:
+    swept = {"method__threshold": "0.01,100", "ablation": "zero"}
+    assert run(["-m", *case.arguments(**swept), "hydra.sweep.dir=sweep"]) == 0
+    few = ["job=evaluate", "job.parts=[faithfulness]", "job.random=0", "job.scrubs=0", "task.check=off"]
+    assert run([*few, "circuit=sweep", "hydra.run.dir=out"]) == 0
+    results = read_json(here / "out" / "evaluate.json")
+    assert results["circuits"] == ["method.threshold=0.01", "method.threshold=100"]
+    assert results["ablation"] == "zero"
+    for i, name in enumerate(results["circuits"]):
+        own = read_json(here / "sweep" / str(i) / "metrics.json")
+        assert results["faithfulness"][name]["recovery"] == pytest.approx(own["recovery"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "said"),
+    [
+        ("task", {"name": "marker.build"}, "circuit.json was found with task=marker.build"),
+        ("task", {"name": "ioi", "_target_": "marker.build"}, "task._target_ does not exist"),
+        ("ablation", {"name": "corrupted", "_target_": "marker.build"}, "ablation._target_ does not exist"),
+        ("model", {"name": "local", "path": 5}, "model.path=5 is not allowed"),
+        ("task", {"name": "pairs", "path": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+    ],
+)
+def test_what_a_file_names_is_not_run(
+    group: str,
+    values: dict[str, object],
+    said: str,
+    found: Path,
+    here: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (here / "marker.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef build(**_): ...\n")
+    monkeypatch.syspath_prepend(here)
+    content = read_json(found)
+    content["provenance"]["settings"][group] = values
+    (here / "circuit.json").write_text(json.dumps(content))
+    assert_refused(["job=evaluate", "circuit=circuit.json", "hydra.run.dir=out"], capfd, said)
+    assert {path.name for path in here.iterdir()} == {"marker.py", "circuit.json"}
 
 
 def test_the_same_seed_says_the_same(case: Case, found: Path, here: Path) -> None:

@@ -27,8 +27,10 @@ from acdc.evaluation.grading import known_circuits
 from acdc.evaluation.method_table import COSTS, Judge, Judged, usual_equal_size
 from acdc.experiment import Experiment
 from acdc.files import write_csv, write_json
-from acdc.jobs.common import Outcome, config_yaml, do_in_one_go, progress_bar
+from acdc.jobs.as_found import how_found
+from acdc.jobs.common import Outcome, do_in_one_go, progress_bar
 from acdc.jobs.prepare import Prepared, refusal
+from acdc.jobs.resolved import resolved_yaml
 from acdc.jobs.settings import CompareSettings
 from acdc.journal import TensorStore
 from acdc.report.html import configuration, notes_section, write_page
@@ -57,7 +59,8 @@ def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     n_edges = len(experiment.graph)
     equal_size = job.equal_size or usual_equal_size(n_edges, truths)
     judge = Judge(experiment, job.sizes_of(n_edges), equal_size, job.absolute, truths)
-    judged, refused = judge_all(judge, job, folder, console)
+    about = {"settings": how_found(prepared.settings, experiment)}
+    judged, refused = judge_all(judge, job, folder, console, about)
     console.print(table_grid(judge, judged, refused, brief=True).console())
     for name, why in refused.items():
         say(console, f"{name} has no numbers: {why}")
@@ -70,9 +73,9 @@ def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     files |= drawn
     if warning:
         log.warning("%s", warning)
-    about = sections(judge, judged, refused, shared, files, absent)
+    told = sections(judge, judged, refused, shared, files, absent)
     if prepared.check is not None:
-        about.append(pairs_section(prepared.check))
+        told.append(pairs_section(prepared.check))
     files["report.html"] = folder / "report.html"
     write_page(
         files["report.html"],
@@ -81,8 +84,8 @@ def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
         f" {experiment.task.name} with metric={experiment.metric_name} and ablation={experiment.ablation.name}.",
         [
             notes_section([*prepared.notes, *([warning] if warning else [])]),
-            *about,
-            configuration(config_yaml(prepared)),
+            *told,
+            configuration(resolved_yaml(prepared)),
         ],
     )
     metrics: dict[str, Any] = {"methods": len(judged), "edges_total": n_edges, "metric": experiment.metric_name}
@@ -91,9 +94,9 @@ def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
 
 
 def judge_all(
-    judge: Judge, job: CompareSettings, folder: Path, console: Console
+    judge: Judge, job: CompareSettings, folder: Path, console: Console, about: Mapping[str, Any] | None = None
 ) -> tuple[list[Judged], dict[str, str]]:
-    """Every method's row, the random baseline last; and why others have none."""
+    """Every method's row, the random baseline last; and why others have none. `about`: provenance of all circuits."""
     engine, settings = FullEngine(judge.experiment), job.settings
     judged: list[Judged] = []
     refused: dict[str, str] = {}
@@ -110,7 +113,8 @@ def judge_all(
             else:
                 draws = {name: its}
             found = [
-                find(judge.experiment, one, folder / "methods" / place, console, where) for place, one in draws.items()
+                find(judge.experiment, one, folder / "methods" / place, console, where, about)
+                for place, one in draws.items()
             ]
         except _Failed as error:  # training diverged, say
             refused[name] = str(error)
@@ -127,7 +131,14 @@ class _Failed(AcdcError):
     """A method came to no scores."""
 
 
-def find(experiment: Experiment, settings: Any, place: Path, console: Console, where: str) -> Circuit:
+def find(
+    experiment: Experiment,
+    settings: Any,
+    place: Path,
+    console: Console,
+    where: str,
+    about: Mapping[str, Any] | None = None,
+) -> Circuit:
     """A method's circuit with its scores and costs, found now or by an earlier try.
 
     Costs, in `metrics`: `seconds` by the clock and `processor_seconds` of all threads, both over all tries; `peak_mb`,
@@ -153,6 +164,7 @@ def find(experiment: Experiment, settings: Any, place: Path, console: Console, w
     except AcdcError as error:
         raise _Failed(str(error)) from error
     circuit.metrics |= dict(zip(COSTS, (seconds, processor, memory.mb), strict=True))
+    circuit.provenance |= about or {}
     circuit.save(done)
     store.remove()
     return circuit

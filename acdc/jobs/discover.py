@@ -27,8 +27,10 @@ from acdc.files import write_json
 from acdc.formats.graphml import write_graphml
 from acdc.formats.mib import write_mib_json
 from acdc.formats.mib_pt import write_mib_pt
-from acdc.jobs.common import announce, begin, config_yaml, logging_to
+from acdc.jobs.as_found import how_found
+from acdc.jobs.common import announce, begin, logging_to
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved, resolved_yaml
 from acdc.journal import Journal, RunState, TensorStore
 from acdc.report.grades import partners_section
 from acdc.report.html import OWN_PAIRS, write_report
@@ -51,7 +53,7 @@ def run(prepared: Prepared, folder: Path, console: Console) -> Circuit:
     """
     journal = Journal(folder)
     with closing(journal), logging_to(folder / "run.log"):
-        state = begin(folder)
+        state = begin(prepared, folder)
         circuit = _discover(prepared, folder, console, journal, state)
         state.update(finished=True)
         log.info("finished: %s", json.dumps(circuit.metrics))
@@ -73,7 +75,7 @@ def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journ
     failed = True
     try:
         if settings.tracker.name == "wandb":
-            trackers.append(WandbTracker(settings.tracker, folder, settings.config, state.values["wandb_id"]))
+            trackers.append(WandbTracker(settings.tracker, folder, resolved(prepared), state.values["wandb_id"]))
         watchers, store = Watchers(journal, keeper, *trackers), TensorStore(folder)
         circuit = discovery.discover(experiment, settings.method, watchers, replay, store)
         keeper.receiver("done", 0)
@@ -139,6 +141,7 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dic
         "dtype": str(experiment.model.dtype).removeprefix("torch."),
         "ablation": experiment.ablation.name,
         "metric": experiment.metric_name,
+        "settings": how_found(prepared.settings, experiment),
         "pairs": len(experiment.pairs),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -175,8 +178,8 @@ def _write_results(
     write_report(
         folder / "report.html",
         circuit,
-        svg=svg.read_text() if svg.exists() else None,
-        config_yaml=config_yaml(prepared),
+        svg=svg.read_text(encoding="utf-8") if svg.exists() else None,
+        config_yaml=resolved_yaml(prepared),
         notes=notes,
         sections=sections,
     )
@@ -191,7 +194,9 @@ def _show(circuit: Circuit, folder: Path, console: Console) -> None:
     for note in path_notes(circuit):
         say(console, f"note: {note}")
     recovery = (
-        "none: the metric is the same without any edge" if m["recovery"] is None else f"{m['recovery']:.1%} {OWN_PAIRS}"
+        "none: the metric is the same without any edge"
+        if m["recovery"] is None
+        else f"{m['recovery']:z.1%} {OWN_PAIRS}"
     )
     for name, value in {
         "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
@@ -211,9 +216,10 @@ def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
     if "scored" in metrics:
         lines = {"edges scored": f"{metrics['scored']} {seconds}"}
     else:
-        lines = {"decisions": f"{metrics['decisions']} ({metrics['near_ties']} near-ties) {seconds}"}
+        ties = f"{metrics['near_ties']} near-tie{'s' * (metrics['near_ties'] != 1)}"
+        lines = {"decisions": f"{metrics['decisions']} ({ties}) {seconds}"}
     if "ruled_out" in metrics:
-        lines["shortlist"] = f"{metrics['ruled_out']} edges ruled out"
+        lines["shortlist"] = f"{metrics['ruled_out']} edge{'s' * (metrics['ruled_out'] != 1)} ruled out"
     if "plain_edges" in metrics:
         lines["plain ACDC"] = (
             f"{metrics['plain_edges']} edges; {metrics['plain_differs']} are kept by one of the two only"
@@ -222,10 +228,10 @@ def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
         other = metrics["acdc"]
         lines["ACDC"] = (
             f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f}); recovery"
-            f" {other['recovery']:.1%}; {other['seconds']:.1f} s of the time"
+            f" {other['recovery']:z.1%}; {other['seconds']:.1f} s of the time"
         )
     return lines
 
 
 def _range(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['partner_recovery_min']:.1%} to {metrics['partner_recovery_max']:.1%}"
+    return f"{metrics['partner_recovery_min']:z.1%} to {metrics['partner_recovery_max']:z.1%}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from acdc import discovery, patching
@@ -19,9 +20,13 @@ from acdc.evaluation.stability import settings_of
 from acdc.experiment import Experiment
 from acdc.formats.reading import read_circuits
 from acdc.graph import Graph, GraphSettings
+from acdc.jobs.as_found import as_found, differences
 from acdc.jobs.settings import CompareSettings, EvaluateSettings, RunSettings
 from acdc.process import undisturbed
+from acdc.sweep import named
 from acdc.tracking import check_tracker
+
+_LONGEST_TAG = 64  # of W&B
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,15 @@ class Prepared:
 
 
 @undisturbed
-def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prepared:
+def prepare(
+    settings: RunSettings, experiment: Experiment | None = None, of_sweep: tuple[str, str] | None = None
+) -> Prepared:
     """Load the model, make and check the pairs.
 
     Parameters
     ----------
     experiment: one that was built from the same settings, if there is one already.
+    of_sweep: the name of the sweep that the run belongs to, and what is its own in it; for the tracker.
 
     Raises
     ------
@@ -62,7 +70,10 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
             raise ConfigError(
                 "job=evaluate needs circuit=FILE: a circuit.json, a file of another program's, or a folder of runs"
             )
-        circuits = read_circuits(settings.circuit)
+        circuits = named(read_circuits(settings.circuit), settings.circuit)
+        settings = as_found(settings, circuits)
+    settings = replace(settings, tracker=settings.tracker.really(**_tracked(settings, of_sweep)))
+    check_tracker(settings.tracker)
     experiment = experiment or build(settings, circuits)
     circuits = {name: circuit.of_model(experiment.graph, name) for name, circuit in circuits.items()}
     if len({circuit.graph.projection_edges for circuit in circuits.values()}) > 1:
@@ -83,8 +94,7 @@ def prepare(settings: RunSettings, experiment: Experiment | None = None) -> Prep
     problems = check.problems() if check is not None and settings.task.check != "off" else []
     if problems and settings.task.check == "error" and job != "check":  # it shows them first
         raise TaskError(f"task.check=error: {'; '.join(problems)}")
-    check_tracker(settings.tracker)
-    notes = [*experiment.notes, *_strangers(circuits, experiment), *problems]
+    notes = [*experiment.notes, *differences(settings, experiment, circuits), *problems]
     if job == "discover" and experiment.graph.config.split_embedding:
         notes.append(
             "circuit.mib.json is not written, nor is circuit.mib.pt: MIB's formats know one embedding, not token and"
@@ -136,15 +146,14 @@ def refusal(experiment: Experiment, settings: Any) -> str:
     return ""
 
 
-def _strangers(circuits: dict[str, Circuit], experiment: Experiment) -> list[str]:
-    """Notes on circuits that were found on another task, or in another model of the same shape."""
-    here = {"task": experiment.task.name, "model": experiment.model.name}
-    return [
-        f"{name} was found with {what}={there}, and is evaluated with {what}={here[what]}"
-        for name, circuit in circuits.items()
-        for what, there in (("task", circuit.task), ("model", circuit.model))
-        if there and there != here[what]
-    ]
+def _tracked(settings: RunSettings, of_sweep: tuple[str, str] | None) -> dict[str, Any]:
+    """How a run of a sweep is tracked unless told otherwise: group, name and tags."""
+    if of_sweep is None:
+        return {}
+    how = {"discover": [settings.method.name], "patch": [settings.patch.name]}.get(settings.job.name, [])
+    model = settings.model.name if settings.model.path is None else Path(settings.model.path).name
+    tags = [tag[:_LONGEST_TAG] for tag in (settings.task.name, model, *how)]
+    return {"group": of_sweep[0], "run_name": of_sweep[1] or None, "tags": list(dict.fromkeys(tags))}
 
 
 def build(settings: RunSettings, circuits: dict[str, Circuit]) -> Experiment:

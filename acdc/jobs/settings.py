@@ -231,9 +231,10 @@ class MetricSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything a run is told; `config` is the same as a plain mapping, for files and trackers.
+    """Everything a run is told; `config` is the same as a plain mapping, as it was asked.
 
-    `circuit` is a file or folder for the jobs that read one.
+    `circuit` is a file or folder for the jobs that read one. `given`: the groups and keys that the command line names,
+    such as `task` or `task.size`; None counts everything as given.
     """
 
     job: JobSettings
@@ -247,9 +248,10 @@ class RunSettings:
     graph: GraphSettings
     circuit: str | None
     config: Mapping[str, Any] = field(repr=False)
+    given: frozenset[str] | None = field(default=None, repr=False)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], base: Path) -> RunSettings:
+    def from_config(cls, config: Mapping[str, Any], base: Path, given: frozenset[str] | None = None) -> RunSettings:
         """Settings from the composed configuration.
 
         Parameters
@@ -261,7 +263,7 @@ class RunSettings:
         ------
         ConfigError: any wrong key, type or value.
         """
-        groups = [f.name for f in fields(cls) if f.name not in ("circuit", "config")]
+        groups = [f.name for f in fields(cls) if f.name not in ("circuit", "config", "given")]
         if unknown := [key for key in config if key not in (*groups, "circuit")]:
             raise ConfigError(f"{unknown[0]} does not exist; there are {', '.join(groups)} and circuit")
         if missing := [group for group in groups if not isinstance(config.get(group), Mapping)]:
@@ -287,6 +289,7 @@ class RunSettings:
             graph=from_mapping(GraphSettings, config["graph"], "graph"),
             circuit=config["circuit"],
             config=config,
+            given=given,
         )
 
     @property

@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from acdc.files import write_csv, write_json
-from acdc.jobs.common import Outcome, config_yaml, do_in_one_go
+from acdc.jobs.common import Outcome, do_in_one_go
 from acdc.jobs.evaluate.part import settings_of
 from acdc.jobs.prepare import Prepared
+from acdc.jobs.resolved import resolved_yaml
 from acdc.report.html import configuration, notes_section, write_page
 from acdc.report.pairs import pairs_section
 from acdc.tracking import say
@@ -45,7 +46,7 @@ def run(prepared: Prepared, folder: Path, console: Console) -> None:
             f"Evaluation · {experiment.task.name} · {experiment.model.name}",
             f"{what} in {experiment.model.name}, on {len(experiment.pairs)} pairs of the task {experiment.task.name}"
             f" with ablation={experiment.ablation.name}.",
-            [notes_section(prepared.notes), *sections, configuration(config_yaml(prepared))],
+            [notes_section(prepared.notes), *sections, configuration(resolved_yaml(prepared))],
         )
         metrics = {key: value for part in parts for key, value in part.metrics.items()}
         return metrics, {name: path for part in parts for name, path in part.files.items()} | files
