@@ -246,7 +246,7 @@ class Circuit:
     def load(cls, path: str | Path) -> Circuit:
         """Read `circuit.json`; FormatError if it is missing or is something else."""
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise FormatError(f"the circuit file {path} cannot be read: {error.strerror}") from error
         except ValueError as error:

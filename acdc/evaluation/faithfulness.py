@@ -64,7 +64,9 @@ def measure_logits(experiment: Experiment, logits: Tensor) -> PerPair:
     """Measure the logits of some variants, `variant readout vocabulary`."""
     metric = experiment.metric
     of_metric = metric.values(logits if metric.columns is None else logits[..., metric.columns])
-    kl = make_metric("kl_div", experiment.readouts, experiment.clean_logits).values(logits)
+    # None is below 0; rounding can make it −1e-8.
+    kl = make_metric("kl_div", experiment.readouts, experiment.clean_logits).values(logits).clamp(min=0)
+    of_metric = kl if experiment.metric_name == "kl_div" else of_metric
     agreement = accuracy = None
     if logits.shape[-1] > 1:
         top = logits.argmax(-1, keepdim=True)
@@ -104,7 +106,7 @@ class Measured:
         own = mean(self.circuit["metric"])
         numbers = {"circuit": own, "recovery": recovery(own, mean(self.clean), mean(self.corrupted))}
         numbers |= {name: mean(values) for name, values in self.circuit.items() if name != "metric"}
-        return numbers | {"kl": max(numbers["kl"], 0.0)}  # rounding can make it −1e-8
+        return numbers
 
 
 @undisturbed

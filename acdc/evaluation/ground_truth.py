@@ -69,7 +69,7 @@ def published(name: str, graph: Graph | None = None) -> Truth:
     """
     if name not in names():
         raise ConfigError(f"no circuit is published for {name!r}; there are {', '.join(names())}")
-    data = json.loads((FOLDER / f"{name}.json").read_text())
+    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     own = GraphConfig(**data["graph"])
     graph = graph or Graph(own)
     theirs = graph.config

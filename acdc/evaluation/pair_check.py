@@ -16,6 +16,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+from acdc import tasks
 from acdc.evaluation.frequency import Frequencies
 from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
@@ -347,9 +348,11 @@ def _problems(check: PairCheck) -> Iterator[str]:
     different = [r for r in records if r.swaps and not r.reads_before]
     kept = [r for r in different if r.outcome == "same"]
     if different and len(kept) > limits.unchanged * len(different):
+        makes_them = check.task != "pairs" and check.task in tasks.names()
+        other = "another task.corruption" if makes_them else "other corrupted prompts"
         yield (
             f"{len(kept)} of {len(different)} corrupted prompts leave more than {limits.left:.0%} of the model's"
-            " preference, so they take little of the behaviour away: try another task.corruption"
+            f" preference, so they take little of the behaviour away: try {other}"
         )
     factor = check.rank_factor
     if factor is not None and max(factor, 1 / factor) > limits.rank_factor:

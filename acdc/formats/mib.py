@@ -77,7 +77,7 @@ def read_mib_json(path: str | Path) -> Circuit:
     FormatError: the file is missing, is something else, or names an edge that a model of its shape does not have.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(f"the circuit file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

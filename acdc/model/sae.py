@@ -143,7 +143,7 @@ def read_sae(folder: str | Path) -> SparseAutoencoder:
         lacking = "cfg.json" if weights is not None else " or ".join(WEIGHTS)
         raise ModelError(f"patch.path={folder} is not the folder of a sparse autoencoder: it has no {lacking}")
     try:
-        config = json.loads((folder / "cfg.json").read_text())
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it holds no object")
     except ValueError as error:

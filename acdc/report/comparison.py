@@ -67,7 +67,7 @@ def _edges(comparison: CircuitComparison, labels: list[str]) -> str:
 
 
 def _share(recovery: float | None) -> str:
-    return "—" if recovery is None else f"{recovery:.1%}"
+    return "—" if recovery is None else f"{recovery:z.1%}"
 
 
 def _heat(value: float) -> str:

@@ -47,11 +47,11 @@ def reconstruction_rows(patched: PatchedFeatures) -> list[tuple[str, str, str]]:
         ("features active", f"{len(check.active):,} of {check.features:,}",
          f"on any of the {check.tokens:,} tokens of clean and corrupted prompts; all others have no effect, exactly"),
         ("active at a token", f"{check.l0:.1f}", "mean number of features (L0)"),
-        ("variance explained", f"{check.explained:.1%}", "of the activations, over all these tokens"),
+        ("variance explained", f"{check.explained:z.1%}", "of the activations, over all these tokens"),
     ]  # fmt: skip
     if check.explained_later is not None:
         text = "the same without the first token, whose activation is far larger than all others in many models"
-        rows.append(("  behind the first token", f"{check.explained_later:.1%}", text))
+        rows.append(("  behind the first token", f"{check.explained_later:z.1%}", text))
     reconstructed = f"{number(check.metric)} ({_share(check.recovered)})"
     text = (
         f"of the clean run with it in the activation's place, and its recovery; the model has {number(patched.clean)}"
@@ -219,4 +219,4 @@ def _short(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return "—" if math.isnan(value) else f"{value:.1%}".replace("-", "−")
+    return "—" if math.isnan(value) else f"{value:z.1%}".replace("-", "−")

@@ -32,8 +32,8 @@ def partners_section(values: Sequence[Mapping[str, Any]], metric: str) -> Sectio
     header = ["partner", f"{metric}, no edges", f"{metric}, circuit", "recovery", "KL"]
     line = partners_line(values)
     html = (
-        f"<p>{escape(line[0].upper() + line[1:])}. How much the circuit itself depends on the choice of the corruption,"
-        " <code>acdc -m task.corruption=…</code> shows: it compares the circuits.</p>"
+        f"<p>{escape(line[0].upper() + line[1:])}. How much the circuit itself depends on that choice, a sweep"
+        " shows (<code>acdc -m</code>, over corruptions or files of pairs): it compares the circuits.</p>"
         + table(header, rows, numeric=range(1, 5))
     )
     return Section("The choice of corrupted prompts", html)

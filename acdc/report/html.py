@@ -135,7 +135,7 @@ def summary(circuit: Circuit) -> str:
     recovery = circuit.metrics.get("recovery")
     if isinstance(recovery, int | float) and math.isfinite(recovery):
         text += (
-            f"; alone they recover {recovery:.0%} of the metric's way from the model with every edge ablated"
+            f"; alone they recover {recovery:z.0%} of the metric's way from the model with every edge ablated"
             f" ({number(circuit.metrics.get('corrupted'))}) to the full model ({number(circuit.metrics.get('clean'))}),"
             " on the pairs they were found on"
         )
@@ -161,7 +161,7 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return "—" if math.isnan(value) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return "—" if math.isnan(value) else f"{value:z,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return str(value)
 
 
@@ -183,7 +183,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     for name in names:
         value = metrics[name]
         share = name == "recovery" and isinstance(value, int | float) and math.isfinite(value)
-        shown = f"{value:.1%}" if share else number(value)
+        shown = f"{value:z.1%}" if share else number(value)
         rows.append([f"<code>{escape(name)}</code>", escape(shown), escape(EXPLANATIONS.get(name, ""))])
     return table(["", "value", "meaning"], rows, numeric=[1]) if rows else ""
 

@@ -130,7 +130,7 @@ def _circuits(judged: Sequence[Judged], files: Mapping[str, Path]) -> str:
     """The union, then one picture a method, each with how much it recovers."""
     html = ""
     if union := files.get("circuits.svg"):
-        html += picture(union.read_text())
+        html += picture(union.read_text(encoding="utf-8"))
     single = ""
     for one in judged:
         if path := files.get(f"circuit_{one.method}.svg"):

@@ -90,7 +90,7 @@ def _beside_acdc(other: Mapping[str, Any], circuit: Circuit) -> str:
     text = (
         f"<p>ACDC at τ = {number(other['threshold'])} keeps {number(other['edges'])} edges; {number(other['shared'])}"
         f" of the {number(len(circuit))} here are among them (Jaccard index {other['jaccard']:.2f}). ACDC's"
-        f" alone recover {other['recovery']:.0%} of the metric's way from corrupted to clean, on the same pairs;"
+        f" alone recover {other['recovery']:z.0%} of the metric's way from corrupted to clean, on the same pairs;"
         f" finding them took {number(other['seconds'])} s of the search's time.</p>"
     )
     for title, key in (("only here", "only_here"), ("only in ACDC's", "only_acdc")):

@@ -78,7 +78,7 @@ def levels_section(patched: PatchedPaths, pictures: Sequence[Path]) -> Section:
         f" strongest senders of a level, those whose |effect| is at least {patched.limit:g}"
         " (<code>patch.limit</code>), at most <code>patch.width</code> of them, are the receivers of the next; of a"
         " head q, k and v apart.</p>"
-        + "".join(picture(path.read_text()) for path in pictures)
+        + "".join(picture(path.read_text(encoding="utf-8")) for path in pictures)
         + table(["direction", "level", "paths", "followed"], rows, numeric=[1, 2])
     )
     return Section(f"Who feeds {patched.root}?", html)
