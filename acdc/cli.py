@@ -7,6 +7,7 @@ every combination of a sweep, before Hydra's launcher runs them.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; 0 if all went well, 2 with one line on standard error if the user can mend what did not."""
+    _let_any_console_do()
     try:
         return _run(_parse(list(arguments)))
     except AcdcError as error:
@@ -43,6 +45,13 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         _refuse(f"stopped; {stop}" if stop.args else "stopped before a run began")
         return 130
+
+
+def _let_any_console_do() -> None:
+    """What a console's encoding lacks is shown as ?, so that τ stops no run on one that speaks Latin-1 or ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _refuse(message: str) -> int:
@@ -90,7 +99,10 @@ def _run(flags: argparse.Namespace) -> int:
         return _resume(Path(resumed[0]).expanduser())
     if flags.hydra_help or flags.shell_completion:
         return _hydra(flags)
+    asked = list(flags.overrides)
     flags.overrides += _options_by_key(flags.overrides, flags.config_dir)
+    if flags.multirun:
+        flags.overrides = _with_short_ranges(flags.overrides, flags.config_dir)
     overrides = _combinations(flags.overrides, flags.config_dir)[0] if flags.multirun else flags.overrides
     config = _compose(overrides, flags.config_dir)
     if flags.cfg or flags.info:
@@ -99,10 +111,12 @@ def _run(flags: argparse.Namespace) -> int:
         from acdc.help import help_text
 
         folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else [])]
-        print(help_text(folders, dict(config.hydra.runtime.choices)))
+        broken = _broken_options(flags.config_dir) if flags.config_dir else {}
+        print(help_text(folders, dict(config.hydra.runtime.choices), broken))
         return 0
     if flags.multirun or (config.hydra.mode and config.hydra.mode.name == "MULTIRUN"):
         return _sweep(config, flags.overrides, flags.config_dir)
+    config.hydra.overrides.task = [own for own in config.hydra.overrides.task if own in asked]
     return _single(config)
 
 
@@ -140,13 +154,13 @@ def _single(config: Any) -> int:
 
 def _resume(folder: Path) -> int:
     """Go on with a killed run, with the configuration it was started with."""
-    from acdc.journal import DECISIONS, Journal, RunState
+    from acdc.journal import DECISIONS, RESOLVED, Journal, RunState
 
     stored = folder / ".hydra" / "config.yaml"
     if not stored.is_file():
-        a_sweep = (folder / "multirun.yaml").is_file()
-        why = "it is a sweep: resume its runs one by one" if a_sweep else "it has no .hydra/config.yaml"
-        raise RunError(f"resume={folder}: no run was started there ({why})")
+        if (folder / "multirun.yaml").is_file():
+            return _resume_sweep(_absolute(folder))
+        raise RunError(f"resume={folder}: no run was started there (it has no .hydra/config.yaml)")
     if RunState(folder).values["finished"]:
         print(f"acdc: the run in {folder} is finished")
         return 0
@@ -154,21 +168,53 @@ def _resume(folder: Path) -> int:
 
     if (folder / DECISIONS).exists():
         Journal(folder).close()  # refused at once where another process works in the folder
+    config = _stored(stored)
+    asked, hydra, resolved = (
+        _stored(file) if file.is_file() else {}
+        for file in (stored.with_name("overrides.yaml"), stored.with_name("hydra.yaml"), folder / RESOLVED)
+    )
+    # What the environment said of W&B when the run began holds on; but for the mode, if it says another one now.
+    for key, value in resolved.get("tracker", {}).items():
+        if config.tracker.get(key) is None and not (key == "mode" and "WANDB_MODE" in os.environ):
+            config.tracker[key] = value
+    config.hydra = {"overrides": {"task": asked or []}}
+    base = OmegaConf.select(OmegaConf.create(hydra), "hydra.runtime.cwd")
+    return _work(_prepare(config, base and Path(base)), _absolute(folder))
+
+
+def _stored(file: Path) -> Any:
+    """A file of YAML that a run has left."""
+    from omegaconf import OmegaConf
+
     try:
-        config = OmegaConf.load(stored)
+        return OmegaConf.create(file.read_text(encoding="utf-8"))
     except Exception as error:
-        raise RunError(f"{stored} is damaged and the run cannot be resumed: {error}") from error
-    return _work(_prepare(config), _absolute(folder))
+        raise RunError(f"{file} is damaged and the run cannot be resumed: {error}") from error
+
+
+def _resume_sweep(folder: Path) -> int:
+    """Say how far a killed sweep is; where only its table is missing, make that."""
+    from acdc.sweep import show_sweep, sweep_overrides, sweep_state
+
+    state = sweep_state(folder, _combinations(sweep_overrides(folder), None))
+    if state.go_on or state.running or state.never_started:
+        raise RunError(f"resume={folder} is a sweep: {state}")
+    if (folder / "sweep.csv").is_file():
+        print(f"acdc: the sweep in {folder} is finished")
+    else:
+        show_sweep(folder)
+    return 0
 
 
 def _sweep(config: Any, overrides: list[str], config_dir: str | None) -> int:
     """A sweep: every combination is validated and loaded once; then Hydra's sweeper and launcher run them."""
     from acdc.jobs import prepare_all
-    from acdc.sweep import show_sweep
+    from acdc.sweep import show_sweep, sweep_overrides, sweep_state
 
     folder = _absolute(config.hydra.sweep.dir)
     if (folder / "multirun.yaml").exists():
-        raise RunError(f"hydra.sweep.dir={folder} already holds a sweep: choose another folder")
+        state = sweep_state(folder, _combinations(sweep_overrides(folder), config_dir))
+        raise RunError(f"hydra.sweep.dir={folder} already holds a sweep: {state}; choose another folder for a new one")
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     combinations = _combinations([*params, *overrides], config_dir)
     notes = prepare_all([_settings(_compose(combination, config_dir)) for combination in combinations])
@@ -178,6 +224,8 @@ def _sweep(config: Any, overrides: list[str], config_dir: str | None) -> int:
     with _hydra_with(config_dir) as (hydra, extra):
         # The folder is given as it stands now: its default holds the time.
         fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(folder)}"]
+        if _is_joblib(config.hydra.launcher):
+            fixed.append(f"hydra.launcher.n_jobs={_workers(config.hydra.launcher.n_jobs, len(combinations))}")
         try:
             hydra.multirun("config", _job_of_sweep, [*extra, *_swept_together(overrides, hydra), *fixed])
         except KeyboardInterrupt:
@@ -185,6 +233,27 @@ def _sweep(config: Any, overrides: list[str], config_dir: str | None) -> int:
     finished = show_sweep(folder)
     lacking = len(combinations) - finished
     return _refuse(f"{lacking} of {len(combinations)} runs did not finish: see {folder}") if lacking else 0
+
+
+def _is_joblib(launcher: Any) -> bool:
+    return "joblib" in str(launcher.get("_target_"))
+
+
+def _workers(n_jobs: int, n_runs: int) -> int:
+    """How many processes work on a sweep: as many as asked for, but no more than there are runs, or processor cores."""
+    from joblib import cpu_count, effective_n_jobs
+
+    # Threads that wait must not hold a core that another process could use; read when a worker loads torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return int(max(1, min(effective_n_jobs(n_jobs), cpu_count(), n_runs)))
+
+
+def _share_cores(n_workers: int) -> None:
+    """So many threads here that those of all workers together do not outnumber the processor cores."""
+    import torch
+    from joblib import cpu_count  # those this process may use, by its affinity and its control group's quota
+
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cpu_count() // n_workers)))
 
 
 def _swept_together(overrides: list[str], hydra: Any) -> list[str]:
@@ -210,28 +279,32 @@ def _job_of_sweep(config: Any) -> None:
 
     from acdc.jobs import prepare
     from acdc.journal import DECISIONS
-    from acdc.sweep import show_run
+    from acdc.sweep import own_overrides, show_run
 
+    _let_any_console_do()  # it may be a process of its own
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
+    if _is_joblib(hydra.launcher):
+        _share_cores(hydra.launcher.n_jobs)
+    folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
     try:
         _require_free(folder, DECISIONS)
-        prepared = prepare(_settings(config, Path(hydra.runtime.cwd)))
+        settings = _settings(config, Path(hydra.runtime.cwd), hydra.overrides.task)
+        prepared = prepare(settings, of_sweep=(sweep.name, own_overrides(folder, sweep)))
         _keep(folder, "config.yaml", prepared.settings.config)
         _work(prepared, folder, quiet=True)
-        show_run(folder, Path(hydra.sweep.dir))
+        show_run(folder, sweep)
     except AcdcError as error:
         _refuse(f"{folder.name}: {error}")
 
 
-def _prepare(config: Any) -> Any:
+def _prepare(config: Any, base: Path | None = None) -> Any:
     """Settings, model and pairs; a terminal is told why it waits."""
     from rich.console import Console
 
     with Console().status("loading the model and the pairs"):
         from acdc.jobs import prepare
 
-        return prepare(_settings(config))
+        return prepare(_settings(config, base))
 
 
 def _work(prepared: Any, folder: Path, quiet: bool = False) -> int:
@@ -322,6 +395,38 @@ def _groups() -> list[str]:
     return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
 
 
+def _broken_options(config_dir: str) -> dict[str, str]:
+    """The options of a user's folder that no run could take, as `task=mine`, and why."""
+    broken = {}
+    for file in sorted(Path(config_dir).glob("*/*.yaml")):
+        option = f"{file.parent.name}={file.stem}"
+        try:
+            _settings(_compose([option], config_dir))
+        except AcdcError as error:
+            broken[option] = str(error)
+    return broken
+
+
+def _with_short_ranges(overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides with range(0.05,0.2,0.05) as the numbers it means: Hydra's third is 0.15000000000000002."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import RangeSweep
+
+    try:
+        with _hydra_with(config_dir) as (hydra, _):
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+            short = []
+            for text, override in zip(overrides, parsed, strict=True):
+                values = list(override.sweep_string_iterator()) if isinstance(override.value(), RangeSweep) else []
+                if any("." in value for value in values):
+                    numbers = ",".join(repr(float(f"{float(value):.12g}")) for value in values)
+                    text = f"{text.partition('=')[0]}=choice({numbers})"
+                short.append(text)
+            return short
+    except Exception as error:
+        raise ConfigError(_explain(error, overrides, config_dir)) from error
+
+
 def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
     """`patch=path` where patch.from=logits is given, no option of patch is, and only that one has such a key."""
     added = []
@@ -330,7 +435,9 @@ def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
         keys = {match[1] for o in overrides if (match := re.match(rf"{group}\.(\w+)", o))}
         folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
         files = sorted(path for folder in folders for path in folder.glob("*.yaml"))
-        options = {path.stem: set(re.findall(r"^(\w+):", path.read_text(), re.MULTILINE)) for path in files}
+        options = {
+            path.stem: set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)) for path in files
+        }
         if any(o.startswith(f"{group}=") for o in chosen) or all(keys <= known for known in options.values()):
             continue
         try:
@@ -344,8 +451,14 @@ def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
     return added
 
 
-def _settings(config: Any, base: Path | None = None) -> Any:
-    """The run's settings out of a composed configuration; paths are relative to `base`, or to where we are."""
+def _settings(config: Any, base: Path | None = None, overrides: Sequence[str] | None = None) -> Any:
+    """The run's settings out of a composed configuration.
+
+    Parameters
+    ----------
+    base: what paths are relative to; None is where we are. overrides: what was asked for; None takes those that the
+        configuration has.
+    """
     from omegaconf import OmegaConf
 
     from acdc.jobs import RunSettings
@@ -355,7 +468,9 @@ def _settings(config: Any, base: Path | None = None) -> Any:
         plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except Exception as error:
         raise ConfigError(_explain(error, [], None)) from error
-    return RunSettings.from_config(plain, base or Path.cwd())
+    overrides = config.hydra.overrides.task if overrides is None else overrides
+    given = frozenset(re.match(r"[~+]*([^=@]*)", override)[1] for override in overrides)  # type: ignore[index]
+    return RunSettings.from_config(plain, base or Path.cwd(), given)
 
 
 def _explain(error: Exception, overrides: list[str], config_dir: str | None) -> str:

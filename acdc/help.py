@@ -19,7 +19,7 @@ EXAMPLES = {
     "acdc -m method=eap,eap_ig,hisp method.edges=40": "a circuit by each of some methods",
     "acdc job=compare task=ioi": "every method judged in one table: sizes, KL, areas, time, memory",
     "acdc task=tracr_reverse ablation=zero": "a compiled program, whose circuit is known",
-    "acdc job=evaluate circuit=OUT task=tracr_reverse ablation=zero": "measure and grade the circuit of a run or file",
+    "acdc job=evaluate circuit=OUT": "measure and grade the circuit of a run, as it was found",
     "acdc job=patch task=ioi patch.site=head_output patch.direction=denoise": "which heads bring the behaviour back",
     "acdc job=patch patch.site=[resid_pre,mlp_out] patch.positions=[S2,end]": "where, by layer and position",
     "acdc job=patch patch=tracing task=factual_recall": "noise on the subject, and which states undo it",
@@ -42,14 +42,21 @@ FLAGS = {
 }
 
 
-def help_text(folders: Sequence[Path], choices: Mapping[str, str], width: int | None = None) -> str:
+def help_text(
+    folders: Sequence[Path],
+    choices: Mapping[str, str],
+    broken: Mapping[str, str] | None = None,
+    width: int | None = None,
+) -> str:
     """The help.
 
     Parameters
     ----------
-    folders: where configuration is found, the first first. choices: the option chosen in each group. width: of the
-        lines; None takes the terminal's, up to 100.
+    folders: where configuration is found, the first first. choices: the option chosen in each group. broken: options
+        that no run could take, as `task=mine`, and why; they are not listed. width: of the lines; None takes the
+        terminal's, up to 100.
     """
+    broken = broken or {}
     width = width or min(100, shutil.get_terminal_size((100, 24)).columns)
     lines = ["acdc: automated circuit discovery for transformer language models", ""]
     for command, meaning in EXAMPLES.items():
@@ -60,14 +67,19 @@ def help_text(folders: Sequence[Path], choices: Mapping[str, str], width: int | 
         lines += _row(flag, meaning, 22, width)
 
     about = _options(folders[0] / "config.yaml")
-    found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-    groups = [*(g for g in about if g in found), *sorted(found - set(about))]
+    known = {path.name for path in folders[0].iterdir() if path.is_dir()}
+    groups = [*(g for g in about if g in known), *sorted(known - set(about))]
     lines += ["", "Groups, GROUP=OPTION (* is chosen)"]
     for group in groups:
-        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+        options = sorted(option for option in found if f"{group}={option}" not in broken)
         shown = ", ".join(f"{option}*" if option == choices.get(group) else option for option in options)
         lines += _row(group, about.get(group, ("", ""))[1], 14, width)
         lines += _row("", shown, 14, width)
+    if broken:
+        lines += ["", "Not listed, as no run can take them"]
+        for option, why in broken.items():
+            lines += _row(option, why, 14, width)
 
     lines += ["", "Options, KEY=VALUE"]
     for key, (value, meaning) in _top(folders[0] / "config.yaml").items():
@@ -79,7 +91,7 @@ def help_text(folders: Sequence[Path], choices: Mapping[str, str], width: int | 
         options_of_group.pop("name", None)
         if path is None or not options_of_group:
             continue
-        comment = re.match(r"# (?!@)(.*)", path.read_text())
+        comment = re.match(r"# (?!@)(.*)", path.read_text(encoding="utf-8"))
         title = f"{group}={choices[group]}" + (f": {comment[1]}" if comment else "")
         lines += ["", *textwrap.wrap(title, width)]
         for key, (value, meaning) in options_of_group.items():
@@ -97,7 +109,7 @@ def _row(left: str, right: str, column: int, width: int) -> list[str]:
 
 def _top(path: Path) -> dict[str, tuple[str, str]]:
     """The options that are in no group's file: top-level keys of the main file, and those of its sections."""
-    blocks = path.read_text().split("\n\n")
+    blocks = path.read_text(encoding="utf-8").split("\n\n")
     own = "\n".join(block for block in blocks if not block.startswith(("#", "hydra:")))  # neither defaults nor Hydra's
     found, section = {}, ""
     for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: ([^#\n]*?))? *(?:# *(.*))?$", own, re.MULTILINE):
@@ -109,5 +121,5 @@ def _top(path: Path) -> dict[str, tuple[str, str]]:
 
 def _options(path: Path) -> dict[str, tuple[str, str]]:
     """Key → (value, comment) of every `key: value # comment` line of a YAML file."""
-    lines = re.findall(r"^(?: *- )?(\w+): ([^#\n]*?) *(?:# *(.*))?$", path.read_text(), re.MULTILINE)
+    lines = re.findall(r"^(?: *- )?(\w+): ([^#\n]*?) *(?:# *(.*))?$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {key: (value, comment) for key, value, comment in lines}

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import Case, as_process, assert_refused, make_case, read_json, read_lines
+from commands import Case, as_process, assert_refused, killed_at, make_case, read_json, read_lines
 from omegaconf import OmegaConf
 
 import acdc
@@ -25,6 +26,7 @@ from acdc.cli import CONF, run
 from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.jobs import discover as discover_job
+from acdc.journal import Journal
 
 FILES = {
     "circuit.json",
@@ -39,6 +41,7 @@ FILES = {
     "report.html",
     "run.log",
     "run.json",
+    "resolved.yaml",
     ".hydra",
 }
 METRICS = {
@@ -108,6 +111,9 @@ def test_the_configuration_is_kept(finished: Path, case: Case) -> None:
     assert (config.task.path, config.model.path) == (str(case.pairs), str(case.model))
     assert config.metric.name == "logit_diff"
     assert "hydra" not in config
+    used = OmegaConf.load(finished / "resolved.yaml")
+    assert (used.model.device, used.model.dtype, used.graph.split_embedding) == ("cpu", "float32", False)
+    assert "patch" not in used
     assert list(OmegaConf.load(finished / ".hydra" / "overrides.yaml")) == case.arguments()
     hydra = OmegaConf.load(finished / ".hydra" / "hydra.yaml").hydra
     assert hydra.runtime.output_dir == str(finished)
@@ -205,6 +211,69 @@ def test_a_failing_job_does_not_stop_a_sweep(
     assert [bool(row["edges_kept"]) for row in rows] == [True, False, True]
 
 
+def test_a_killed_sweep_says_what_can_go_on(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Killed in the second of three runs, with the first one finished."""
+    arguments = ["-m", *case.arguments(method__threshold="100,-100,0.05"), "hydra.sweep.dir=sweep"]
+    n_logits = 7  # the threshold of 100 leaves the logits' edges tested, and nothing else
+    killed_at(n_logits + 3, *arguments, cwd=here)
+    sweep = here / "sweep"
+    state = (
+        f"1 of 3 runs finished (0), run 1 can go on by acdc resume={sweep / '1'}, 1 never started"
+        " (method.threshold=0.05)"
+    )
+    assert_refused([f"resume={sweep}"], capfd, f"resume={sweep} is a sweep: {state}\n")
+    assert_refused(arguments, capfd, f"already holds a sweep: {state}; choose another folder")
+    with closing(Journal(sweep / "1")):
+        assert_refused([f"resume={sweep}"], capfd, "1 of 3 runs finished (0), 1 at work now (1), 1 never started")
+    assert run([f"resume={sweep / '1'}"]) == 0
+    capfd.readouterr()
+    assert_refused([f"resume={sweep}"], capfd, "2 of 3 runs finished (0, 1), 1 never started (method.threshold=0.05)")
+    assert not (sweep / "2").exists()
+
+
+def test_a_sweep_that_lacks_only_its_table(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["-m", *case.arguments(method__threshold="0.05,100"), "hydra.sweep.dir=sweep"]) == 0
+    before = (here / "sweep" / "sweep.csv").read_text()
+    (here / "sweep" / "sweep.csv").unlink()
+    assert run(["resume=sweep"]) == 0
+    assert (here / "sweep" / "sweep.csv").read_text() == before
+    capfd.readouterr()
+    assert run(["resume=sweep"]) == 0
+    assert capfd.readouterr().out == f"acdc: the sweep in {here / 'sweep'} is finished\n"
+    (here / "sweep" / "multirun.yaml").write_text("hydra: [")
+    assert_refused(["resume=sweep"], capfd, "multirun.yaml is damaged")
+
+
+def test_a_range_has_the_numbers_it_means(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = case.arguments(method__threshold="range(0.05,0.2,0.05)")
+    assert run(["-m", *arguments, "hydra.sweep.dir=sweep"]) == 0
+    assert "000002" not in capfd.readouterr().out
+    rows = list(csv.DictReader((here / "sweep" / "sweep.csv").open()))
+    assert [row["method.threshold"] for row in rows] == ["0.05", "0.1", "0.15"]
+    assert read_json(here / "sweep" / "2" / "circuit.json")["method"]["threshold"] == 0.15
+
+
+def test_two_models_are_compared_under_both_names(case: Case, here: Path) -> None:
+    other = shutil.copytree(case.model, here / "other")
+    arguments = case.arguments(model__path=f"{case.model},{other}")
+    assert run(["-m", *arguments, "hydra.sweep.dir=sweep"]) == 0
+    title = re.search("<title>(.*)</title>", (here / "sweep" / "comparison.html").read_text())
+    assert title
+    assert title[1] == f"2 circuits · pairs · {case.model}, {other}"
+
+
+def test_workers_share_the_cores(case: Case, here: Path) -> None:
+    """However many threads each would take by itself, and however many workers are asked for."""
+    arguments = [*case.arguments(method__threshold="50,100"), "hydra/launcher=joblib", "hydra.launcher.n_jobs=64"]
+    done = as_process("-m", *arguments, "hydra.sweep.dir=sweep", cwd=here, env={"OMP_NUM_THREADS": "8"})
+    assert (done.returncode, done.stderr) == (0, "")
+    logs = [(here / "sweep" / run / "run.log").read_text() for run in "01"]
+    threads = [int(found[1]) for log in logs if (found := re.search(r"threads: (\d+)", log))]
+    assert sum(threads) <= max(2, len(os.sched_getaffinity(0)))
+    launcher = OmegaConf.load(here / "sweep" / "multirun.yaml").hydra.launcher
+    assert launcher.n_jobs <= min(2, len(os.sched_getaffinity(0)))
+
+
 def test_a_configuration_may_hold_the_sweep(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "conf" / "experiment").mkdir(parents=True)
     (here / "conf" / "experiment" / "many.yaml").write_text(
@@ -237,6 +306,26 @@ def test_help(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "graph.split_embedding=null token and position embeddings" in words
     assert "hydra.run" not in words.replace("hydra.run.dir=OUT", "")
     assert not list(here.iterdir())
+
+
+def test_help_lists_what_works(case: Case, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, name, content in (
+        ("task", "broken", "name: mytask\nsize: 3\n"),
+        ("task", "misspelt", "name: ioi\nsise: 3\n"),
+        ("task", "good", f"name: pairs\npath: {case.pairs}\n"),
+        ("drawers", "socks", "name: socks\n"),
+    ):
+        (here / "own" / folder).mkdir(parents=True, exist_ok=True)
+        (here / "own" / folder / f"{name}.yaml").write_text(content)
+    assert run(["--config-dir", "own", "--help"]) == 0
+    listed, _, rest = capsys.readouterr().out.partition("Not listed, as no run can take them")
+    assert " good," in listed
+    for word in ("broken", "misspelt", "socks", "drawers"):
+        assert word not in listed
+    said = " ".join(rest.split())
+    assert "task=broken task=mytask does not exist; choose one of" in said
+    assert "task=misspelt task.sise does not exist" in said
+    assert "drawers=socks" in said
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +396,28 @@ def test_every_documented_command_composes(capsys: pytest.CaptureFixture[str]) -
 
 
 # Where it runs.
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["ascii", "latin-1", "C"],
+)
+def test_a_console_that_lacks_letters(env: dict[str, str], case: Case, here: Path) -> None:
+    arguments = case.arguments(task__check="warn", job__name="discover")
+    done = as_process(*arguments, "hydra.run.dir=out", cwd=here, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "KL(model ? circuit)" in done.stdout
+    assert {path.name for path in (here / "out").iterdir()} == FILES
+    shown = as_process("--help", cwd=here, env=env)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "method.threshold=null" in shown.stdout
+    wrong = as_process("task.corruption=größe", cwd=here, env=env)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
 def test_folders_called_conf_and_tasks_do_not_mislead(case: Case, here: Path) -> None:
