@@ -70,13 +70,8 @@ class Readout:
             self.answer_offset = None if offset is None else offset[self.answers]
 
     def scale(self, x: Tensor) -> Tensor:
-        """The last norm's scale of each row, `... 1`."""
-        if self.norm.kind == "none":
-            return x.new_ones((*x.shape[:-1], 1))
-        power = (
-            x.var(-1, correction=0, keepdim=True) if self.norm.kind == "layer" else x.square().mean(-1, keepdim=True)
-        )
-        return torch.rsqrt(power + self.norm.eps)
+        """The last norm's scale of each row, `... 1`, in single precision at least."""
+        return self.norm.scale(x)
 
     def base(self, x: Tensor) -> list[Tensor]:
         """x U of the streams that `losses` is later given changes to: `readout d_model` → tiles `readout column`."""
@@ -103,29 +98,30 @@ class Readout:
         `maps` (tiles `rank column`).
         """
         s = self.scale(x)
+        normed = (x * s).to(x.dtype)
         if self.columns is not None:
-            logits = (x * s) @ self.tiles[0]
+            logits = normed @ self.tiles[0]
             values = self.metric.values((logits if self.offset is None else logits + self.offset).transpose(0, 1))
         else:
             if base is None or changes is None:
-                sums, means = self._whole_rows(x * s, self.tiles, s, None)
+                sums, means = self._whole_rows(normed, self.tiles, s, None)
             else:
-                sums, means = self._whole_rows(changes * s, maps or [], s, base)
+                sums, means = self._whole_rows((changes * s).to(x.dtype), maps or [], s, base)
             if self.metric.name == "l2":
                 values = (sums / self.model.W_U.shape[1]).transpose(0, 1)
             else:
-                values = self._with_log_sum_exp(x, s, sums, means).transpose(0, 1)
+                values = self._with_log_sum_exp(normed, sums, means).transpose(0, 1)
         return self.metric.as_loss((values.double() * self.metric.readouts.weight.double()).sum(-1))
 
-    def _with_log_sum_exp(self, x: Tensor, s: Tensor, sums: Tensor, means: Tensor) -> Tensor:
+    def _with_log_sum_exp(self, normed: Tensor, sums: Tensor, means: Tensor) -> Tensor:
         """kl_div, prob_diff and nll from Σ exp(logit − shift) and Σ p·(logit − shift), `readout variant`."""
         lse, shift = sums.log(), self.shift.double()[:, None]
         if bool((far := ~(lse.abs() < _IN_RANGE)).any()):
-            lse[far] = self._log_sum_exp((x * s)[far]) - shift.expand_as(lse)[far]
+            lse[far] = self._log_sum_exp(normed[far]) - shift.expand_as(lse)[far]
         if self.metric.name == "kl_div":
             return self.p_log_p[:, None] - means + lse
         lse = lse + shift
-        logits = torch.einsum("rvd,rad->rva", x, self.answer_U) * s
+        logits = torch.einsum("rvd,rad->rva", normed, self.answer_U)
         if self.answer_offset is not None:
             logits = logits + self.answer_offset[:, None]
         log_p = logits.double() - lse[..., None]
@@ -160,7 +156,7 @@ class Readout:
                 logits = linear(some, tile.T)
                 grouped = logits.view(n_readouts, -1, tile.shape[1])
                 if base is not None:
-                    grouped.addcmul_(s[:, start : start + step], base[i][:, None])
+                    grouped.addcmul_(s[:, start : start + step].to(grouped.dtype), base[i][:, None])
                 if self.metric.name == "kl_div":
                     means[:, start : start + step] += (grouped * self.p[i][:, None]).sum(-1)
                 if self.metric.name == "l2":

@@ -8,7 +8,7 @@ norm. Attention output biases belong to the residual stream (`Layer.b_O`), never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,14 +21,26 @@ from acdc.model.linear import linear
 T = TypeVar("T")
 
 
-def _mapped(part: T, change: Callable[[Tensor], Tensor]) -> T:
-    """A dataclass of tensors (and of such dataclasses) with every tensor changed."""
+def moved(part: T, device: torch.device | str, dtype: torch.dtype) -> T:
+    """A dataclass of tensors (and of such dataclasses) on another device or in another precision."""
+
+    def move(value: Tensor) -> Tensor:
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    # Rotary tables are rounded where they are used, as Hugging Face's are.
+    return _mapped(part, move, tables=lambda value: value.to(device))
+
+
+def _mapped(part: T, change: Callable[[Tensor], Tensor], tables: Callable[[Tensor], Tensor] | None = None) -> T:
+    """A dataclass of tensors (and of such dataclasses) with every tensor changed, those of `Rotary` by `tables`."""
 
     def mapped(value: Any) -> Any:
         if isinstance(value, Tensor):
             return change(value)
-        if isinstance(value, (Norm, Rotary, Mlp, Layer)):
-            return _mapped(value, change)
+        if isinstance(value, Rotary):
+            return _mapped(value, tables or change)
+        if isinstance(value, (Norm, Mlp, Layer)):
+            return _mapped(value, change, tables)
         if isinstance(value, tuple):
             return tuple(mapped(item) for item in value)
         return value
@@ -50,8 +62,20 @@ class Norm:
             return x
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        normalised = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        normalised = (x * self.scale(x)).to(x.dtype)
         return normalised if self.weight is None else normalised * self.weight
+
+    def scale(self, x: Tensor) -> Tensor:
+        """What the norm multiplies each `... d_model` with (layer norm after it is centred), `... 1`.
+
+        In single precision at least, as Hugging Face has it: in half precision the square of 256 overflows.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.kind == "none":
+            return x.new_ones((*x.shape[:-1], 1))
+        centred = self.kind == "layer"
+        power = x.var(-1, correction=0, keepdim=True) if centred else x.square().mean(-1, keepdim=True)
+        return torch.rsqrt(power + self.eps)
 
     def held(self, direction: Tensor, at: Tensor) -> Tensor:
         """What a direction behind the norm is before it, with the scale that `at` has: the norm is linear then.
@@ -64,8 +88,7 @@ class Norm:
             direction = direction * self.weight
         if self.kind == "layer":
             direction = direction - direction.mean(-1, keepdim=True)
-            at = at - at.mean(-1, keepdim=True)
-        return direction * torch.rsqrt(at.square().mean(-1, keepdim=True) + self.eps)
+        return (direction * self.scale(at)).to(torch.promote_types(direction.dtype, at.dtype))
 
 
 @dataclass(frozen=True)
@@ -81,11 +104,15 @@ class Rotary:
     adjacent: bool
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Rotate queries or keys, `... pos d_head`; `positions` (broadcast against `... pos`) if not 0, 1, ..."""
+        """Rotate queries or keys, `... pos d_head`; `positions` (broadcast against `... pos`) if not 0, 1, ...
+
+        The tables are kept in single precision and rounded to that of `x`.
+        """
         if positions is None:
             cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
         else:
             cos, sin = self.cos[positions], self.sin[positions]
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         d_rotary = cos.shape[-1]
         turned, rest = x[..., :d_rotary], x[..., d_rotary:]
         if self.adjacent:
@@ -219,7 +246,10 @@ class LanguageModel:
     """A model as parts.
 
     `W_E`: `vocabulary d_model`; `W_pos`: `n_ctx d_model` or absent; `W_U`: `d_model vocabulary`; `b_U`: `vocabulary`.
-    `max_length`: the longest prompt the model can be given. `tokenizer`: Hugging Face's, or None.
+    `max_length`: the longest prompt the model can be given, `limit`: why, if not by its positions. `tokenizer`: Hugging
+    Face's, or None. `window`: so many positions a query looks at, its own included; None is all. `notes`: what the user
+    should hear of the checkpoint. `self_check`: compares these parts with the model they were read from, on prompts of
+    lengths not seen before; None where there is nothing to compare with.
     """
 
     name: str
@@ -233,6 +263,12 @@ class LanguageModel:
     causal: bool
     max_length: int
     tokenizer: Any
+    window: int | None = None
+    limit: str = ""
+    notes: tuple[str, ...] = ()
+    self_check: Callable[[LanguageModel, Sequence[Sequence[int]]], None] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +288,7 @@ class LanguageModel:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
         """The same model elsewhere or in another precision."""
-        return _mapped(self, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+        return moved(self, device, dtype)
 
     def trainable(self) -> LanguageModel:
         """The same model; weights that were made in inference mode, which autograd refuses, are copied."""
@@ -276,8 +312,10 @@ class LanguageModel:
         return linear(self.final_norm(x), W.T, b)
 
     def attention_mask(self, lengths: Tensor, n_positions: int) -> Tensor:
-        """`pair query key`, True where a query may not look: the future in a causal model, padding in any other."""
+        """`pair query key`, True where a query may not look: the future in a causal model, padding in any other; and
+        what lies before its window."""
         positions = torch.arange(n_positions, device=lengths.device)
-        if self.causal:
-            return (positions[None, :] > positions[:, None])[None]  # padding is behind every real position
+        if self.causal:  # padding is behind every real position
+            back = positions[:, None] - positions[None, :]
+            return ((back < 0) | (back >= (self.window or n_positions)))[None]
         return (positions[None, :] >= lengths[:, None])[:, None, :].expand(-1, n_positions, -1)

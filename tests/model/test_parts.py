@@ -313,3 +313,28 @@ def test_a_direction_before_a_norm_whose_scale_is_held(kind: str) -> None:
         Norm(kind, 0.0, norm.weight).held(direction, 2 * x) * (1.0 if kind == "none" else 2.0),
         Norm(kind, 0.0, norm.weight).held(direction, x),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1.0, 300.0, 30000.0])
+def test_norms_are_hugging_faces_in_any_precision(size: float, dtype: torch.dtype) -> None:
+    """In float16 the square of 256 overflows."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 16, generator=generator)
+    x[:, 3] *= size
+    x = x.clamp(-60000, 60000).to(dtype)
+    weight, bias = (torch.randn(16, generator=generator).to(dtype) for _ in range(2))
+    rms, layer = LlamaRMSNorm(16, 1e-6).to(dtype), torch.nn.LayerNorm(16, 1e-6).to(dtype)
+    rms.weight.data, layer.weight.data, layer.bias.data = weight, weight, bias
+    assert torch.equal(Norm("rms", 1e-6, weight)(x), rms(x).detach())
+    assert torch.equal(Norm("layer", 1e-6, weight, bias)(x), layer(x).detach())
+    for norm in (Norm("rms", 1e-6, weight), Norm("layer", 1e-6, weight)):
+        exact = Norm(norm.kind, 1e-6, weight.double())
+        torch.testing.assert_close(norm.scale(x).double(), exact.scale(x.double()), rtol=1e-5, atol=0)
+        held, right = norm.held(bias, x), exact.held(bias.double(), x.double())
+        assert held.dtype == dtype
+        if dtype != torch.float16 or size < 1000:  # what float16 can hold
+            close = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+            torch.testing.assert_close(held.double(), right, rtol=0, atol=close * float(right.abs().max()))
