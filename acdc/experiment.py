@@ -17,7 +17,6 @@ from acdc.ablation import AblationSettings, Values, ablated_values
 from acdc.errors import ConfigError, TaskError
 from acdc.graph import Graph, GraphSettings
 from acdc.metrics import Metric, Readouts, make_metric
-from acdc.model.check import check_parts
 from acdc.model.forward import run
 from acdc.model.load import ModelSettings, load_model
 from acdc.model.parts import LanguageModel
@@ -94,7 +93,7 @@ class Experiment:
         elif task_options:
             given = sorted(task_options)[0]
             raise ConfigError(f"the task is given whole, so {given} cannot be given beside it: put it into the task")
-        bridge = None
+        bridge = None  # kept until the parts have been compared with it
         if not isinstance(model, LanguageModel):
             model, bridge = load_model(_model_settings(_own_model(settings or task) if model is None else model), graph)
         model = model.trainable()
@@ -105,9 +104,8 @@ class Experiment:
         assert isinstance(task, Task)
         pairs = tuple(tokenize_pairs(task.pairs, tokenizer))
         _check_pairs_fit(pairs, model)
-        if bridge is not None:
-            longest = max(len(pair.clean) for pair in pairs)
-            check_parts(model, bridge, torch.tensor([p.clean for p in pairs if len(p.clean) == longest][:4]))
+        _check_model(pairs, model)
+        del bridge
         batch, readouts = _tensors(pairs, ablation.draws)
         experiment = cls(
             model=model,
@@ -117,7 +115,7 @@ class Experiment:
             ablation=ablation,
             batch=batch.to(model.device),
             readouts=readouts.to(model.device, model.dtype),
-            notes=(*task.notes, *tokenizer.notes),
+            notes=(*model.notes, *task.notes, *tokenizer.notes),
         )
         return experiment._filtered(settings)._checked()
 
@@ -156,6 +154,7 @@ class Experiment:
 
     @undisturbed
     def _with(self, task: Task, pairs: tuple[TokenizedPair, ...]) -> Experiment:
+        _check_model(pairs, self.model)
         batch, readouts = _tensors(pairs, self.ablation.draws)
         return dataclasses.replace(
             self,
@@ -280,7 +279,7 @@ def _check_pairs_fit(pairs: Sequence[TokenizedPair], model: LanguageModel) -> No
         if len(pair.clean) > model.max_length:
             raise TaskError(
                 f"{pair.where}: the prompt has {len(pair.clean)} tokens, more than the {model.max_length} that"
-                f" {model.name} can read"
+                f" {model.name} can read{f' ({model.limit})' if model.limit else ''}"
             )
         answers = [token for here in (*pair.answers, *pair.wrong_answers) for token in here]
         if answers and max(answers) >= n_outputs:
@@ -288,6 +287,12 @@ def _check_pairs_fit(pairs: Sequence[TokenizedPair], model: LanguageModel) -> No
                 f"{pair.where}: the answer {max(answers)} is no output of {model.name}, which has {n_outputs}: use the"
                 " task's own model"
             )
+
+
+def _check_model(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
+    """ModelError if the model's parts do not compute what the model does; each length of prompt is looked at once."""
+    if model.self_check is not None:
+        model.self_check(model, [pair.clean for pair in pairs])
 
 
 def _tensors(pairs: Sequence[TokenizedPair], draws: int) -> tuple[Batch, Readouts]:

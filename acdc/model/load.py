@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from torch.nn import functional as F
 from acdc.errors import ConfigError, ModelError
 from acdc.files import write_atomically, write_json
 from acdc.graph import GraphConfig, GraphSettings
+from acdc.model.check import SelfCheck
+from acdc.model.checkpoint import SUPPORTED, load_checkpoint, quiet, read_config, stand_in_tokenizer
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
 from acdc.process import undisturbed
 
@@ -32,13 +32,12 @@ SPLIT = ("tracr_reverse", "tracr_proportion")  # compiled programs are stated wi
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _MAX_POSITIONS = 32768  # of a rotary table
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
+# What a native bridge heeds: all else is refused, unless it says what is so anyway or has no bearing on a value.
+_NATIVE_SETTINGS = (
+    *("n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "d_vocab_out"),
+    *("act_fn", "gated_mlp", "attn_only", "attention_dir", "attn_scale", "normalization_type", "eps", "final_rms"),
+    *("positional_embedding_type", "rotary_base", "rotary_dim", "attn_scores_soft_cap", "output_logits_soft_cap"),
+    *("model_name", "seed", "init_weights", "init_mode", "initializer_range"),
 )
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -91,7 +90,7 @@ class ModelSettings:
 
 @undisturbed
 def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> tuple[LanguageModel, Any]:
-    """The model as parts and the bridge it was read from (for `check_parts`).
+    """The model as parts and the bridge it was read from, which need not be kept.
 
     Parameters
     ----------
@@ -106,73 +105,59 @@ def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> t
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     elif settings.tf32:
         raise ConfigError(f"model.tf32=true has no effect on {device.type}: it is for CUDA")
-    bridge, tokenizer = load_bridge(settings, device, dtype)
+    bridge, tokenizer, notes = load_bridge(settings, device, dtype)
     name = settings.name if settings.name != "local" else str(settings.path)
     split = None if graph is None else graph.split_embedding
     if split is None:
         split = settings.path is None and settings.name in SPLIT
-    return read_parts(bridge, name, tokenizer, split), bridge
+    check = SelfCheck(bridge, partial(load_bridge, settings, device, dtype))
+    model = read_parts(bridge, name, tokenizer, split)
+    return replace(model, notes=tuple(notes), self_check=check), bridge
 
 
-def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A TransformerBridge with raw weights (nothing folded, nothing centred), and the model's tokenizer or None."""
+def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, list[str]]:
+    """A TransformerBridge with raw weights (nothing folded, nothing centred), the model's tokenizer or None, notes."""
     folder = BUNDLED.get(settings.name) if settings.path is None else settings.path
+    native = False
     if folder is not None:
         folder = Path(folder).expanduser().resolve()
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise ModelError(f"model.path={folder} is not a checkpoint folder: it has no config.json")
-        try:
-            native = json.loads(config_file.read_text()).get("architecture") == "TransformerLensNative"
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"model.path={folder} cannot be loaded: its config.json is damaged ({error})") from error
-        # A folder is complete or an error: nothing of it is looked up on the hub.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    else:
-        native = False
-    from transformer_lens.model_bridge import TransformerBridge  # takes seconds, so not before it is needed
-    from transformers import AutoTokenizer
-
-    _quiet()
+        native = read_config(folder).get("architecture") == "TransformerLensNative"
     source = str(folder) if folder is not None else settings.name
+    from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
+
     try:
-        if native:
-            with redirect_stdout(io.StringIO()):  # the bridge prints when it is moved
-                return load_native(Path(source)).to(device).to(dtype), None
-        if folder is not None:
-            _refuse_missing_weights(source, dtype)
-        if folder is not None and not any((folder / file).exists() for file in _TOKENIZER_FILES):
-            stand_in = _stand_in_tokenizer(source)
-            return TransformerBridge.boot_transformers(source, device=device, dtype=dtype, tokenizer=stand_in), None
-        bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
-        # The bridge's copy always prepends BOS; prompts get what the model's own tokenizer adds.
-        return bridge, AutoTokenizer.from_pretrained(bridge.tokenizer.name_or_path)
+        with quiet(), redirect_stdout(io.StringIO()):  # a native bridge prints when it is moved
+            if native:
+                return load_native(Path(source)).to(device).to(dtype), None, []
+            if folder is None:
+                source = resolve_model_alias(source) or source
+            model, tokenizer, notes = load_checkpoint(source, device, dtype, local=folder is not None)
+            return _wrap(model, source, dtype), tokenizer, notes
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ModelError):
+            reason = reason[:300]
         where = f"model.path={source}" if folder is not None else f"model {source!r} (by name, which needs a network)"
         raise ModelError(f"{where} cannot be loaded: {reason}") from error
 
 
-def _refuse_missing_weights(folder: str, dtype: torch.dtype) -> None:
-    """ModelError if the checkpoint lacks a weight, which Hugging Face would draw at random."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _wrap(model: Any, source: str, dtype: torch.dtype) -> Any:
+    """A TransformerBridge around Hugging Face's model. ModelError if there is none for its architecture."""
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformer_lens.model_bridge import TransformerBridge
 
-    if type(AutoConfig.from_pretrained(folder)) not in AutoModelForCausalLM._model_mapping:
-        return  # no causal language model: refused by its parts
-    _, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"its weights lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}")
-
-
-def _stand_in_tokenizer(name: str) -> Any:
-    """For a checkpoint without tokenizer files, which the bridge would refuse or give an empty tokenizer."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"0": 0}, unk_token="0")), unk_token="0")
-    tokenizer.init_kwargs["name_or_path"] = name
-    return tokenizer
+    what = type(model).__name__
+    if what not in SUPPORTED_ARCHITECTURES:
+        raise ModelError(f"the architecture {what} is not supported: TransformerLens does not know it ({SUPPORTED})")
+    try:
+        stand_in = stand_in_tokenizer(source)
+        return TransformerBridge.boot_transformers(source, hf_model=model, dtype=dtype, tokenizer=stand_in)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(
+            f"the architecture {what} is not supported with this configuration: TransformerLens cannot take it apart"
+            f" ({reason}); {SUPPORTED}"
+        ) from error
 
 
 def load_native(folder: Path) -> Any:
@@ -198,11 +183,19 @@ def make_native(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
 
     Raises
     ------
-    ModelError: a parameter that does not exist or has another shape.
+    ModelError: a parameter that does not exist or has another shape, or a setting that would have no effect.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
+    default = TransformerBridgeConfig(d_model=1, d_head=1, n_layers=1, n_ctx=1, n_heads=1)
+    for key, value in config.items():
+        without_effect = key not in _NATIVE_SETTINGS and (not hasattr(default, key) or value != getattr(default, key))
+        if without_effect or (key == "rotary_base" and value != int(value)):
+            raise ModelError(
+                f"a native model's configuration has {key}={json.dumps(value)}, which TransformerLens ignores: take it"
+                f" out if the model was not made with it (what counts: {', '.join(_NATIVE_SETTINGS)})"
+            )
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**config))
     parameters = _native_parameters(bridge)
     with torch.no_grad():
@@ -230,15 +223,6 @@ def _native_parameters(bridge: Any) -> dict[str, nn.Parameter]:
     return {name.replace("_original_component.", ""): p for name, p in bridge.original_model.named_parameters()}
 
 
-def _quiet() -> None:
-    """Hugging Face's progress bars would break the live display."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
-
-
 @undisturbed
 def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: bool = False) -> LanguageModel:
     """The parts of a bridge, without gradients. ModelError names a part that is not supported."""
@@ -257,26 +241,31 @@ def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: b
     learned = config.positional_embedding_type == "standard"
     if split_embedding and not learned:
         raise ConfigError("graph.split_embedding=true needs learned positions; this model's positions are rotary")
-    window = getattr(config, "window_size", None)
+    windows = _read_windows(bridge)
+    uneven = len(set(windows)) > 1
+    shortest = min((window for window in windows if window), default=None)
     with torch.no_grad():
         rotary = None if learned else _read_rotary(bridge, name)
         return LanguageModel(
             name=name,
             config=graph_config,
-            W_E=bridge.W_E.detach(),
-            W_pos=bridge.W_pos.detach() if learned else None,
+            W_E=_component(bridge, "W_E", name).detach(),
+            W_pos=_component(bridge, "W_pos", name).detach() if learned else None,
             layers=tuple(_read_layer(block, f"blocks.{i}", config, rotary) for i, block in enumerate(bridge.blocks)),
-            final_norm=_read_norm(bridge.ln_final, "ln_final"),
-            W_U=bridge.W_U.detach(),
+            final_norm=_read_norm(_component(bridge, "ln_final", name), "ln_final"),
+            W_U=_component(bridge, "W_U", name).detach(),
             b_U=bridge.b_U.detach() if bridge.b_U is not None and bool(bridge.b_U.any()) else None,
             causal=config.attention_dir == "causal",
-            max_length=min(config.n_ctx, window or config.n_ctx, _MAX_POSITIONS),
+            max_length=min(config.n_ctx, _MAX_POSITIONS, shortest if uneven and shortest else _MAX_POSITIONS),
             tokenizer=tokenizer,
+            window=None if uneven else shortest,
+            limit="the attention window of some of its layers" if uneven else "",
         )
 
 
 def _refuse_unsupported(config: Any, name: str) -> None:
     """One line for architectures whose parts would not add up."""
+    positions = config.positional_embedding_type
     missing = {
         "query/key norms": config.use_qk_norm,
         "attention score soft-capping": config.attn_scores_soft_cap > 0,
@@ -285,21 +274,30 @@ def _refuse_unsupported(config: Any, name: str) -> None:
         "mixture-of-experts MLPs": config.num_experts,
         "a norm behind the embedding": config.post_embedding_ln,
         "local attention": config.use_local_attn,
-        f"{config.positional_embedding_type} positions": config.positional_embedding_type not in ("standard", "rotary"),
+        f"{'no' if positions == 'none' else positions} positions": positions not in ("standard", "rotary"),
         f"the activation {config.act_fn}": not config.attn_only and config.act_fn not in _ACTIVATIONS,
     }
     if lacking := [what for what, present in missing.items() if present]:
         raise ModelError(
             f"the architecture {config.architecture} of {name} is not supported: it has {', '.join(lacking)}"
-            " (supported: the GPT-2, Llama and GPT-NeoX families and TransformerLens-native models)"
+            f" ({SUPPORTED})"
         )
 
 
+def _read_windows(bridge: Any) -> list[int | None]:
+    """How far back each layer looks; None is all the way. TransformerLens's own setting may say None wrongly."""
+    config = getattr(bridge.original_model, "config", None)
+    window = getattr(config, "sliding_window", None) or getattr(bridge.cfg, "window_size", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * bridge.cfg.n_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
 def _component(bridge: Any, attribute: str, where: str) -> Any:
-    part = getattr(bridge, attribute, None)
-    if part is None:
-        raise ModelError(f"{where} has no {attribute}: this architecture is not supported")
-    return part
+    """ModelError if a bridge (or a block) has no such part; some raise where they lack what it is made of."""
+    try:
+        return getattr(bridge, attribute)
+    except AttributeError:
+        raise ModelError(f"{where} has no {attribute}: this architecture is not supported ({SUPPORTED})") from None
 
 
 def _read_norm(bridge: Any, where: str) -> Norm:
@@ -327,7 +325,7 @@ def _read_rotary(bridge: Any, name: str) -> Rotary:
     if not modules:
         raise ModelError(f"{name}: no single table of rotary frequencies was found; this architecture is not supported")
     n_positions = min(bridge.cfg.n_ctx, _MAX_POSITIONS)
-    probe = bridge.W_E[:1, None, :].expand(1, n_positions, -1)
+    probe = bridge.W_E[:1, None, :].float().expand(1, n_positions, -1)
     cos, sin = modules[0](probe, torch.arange(n_positions, device=probe.device)[None])
     return Rotary(cos[0].detach(), sin[0].detach(), adjacent=False)
 

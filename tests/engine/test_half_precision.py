@@ -39,7 +39,7 @@ def test_losses_are_those_of_float32_but_for_rounding(engine: str, metric: str, 
     losses = []
     for one in experiments(tmp_path, metric):
         everything = EdgeMask.all(one.graph)
-        masks = [everything, *(everything.without(edge) for edge in list(one.graph.edges)[::7])]
+        masks = [everything, *(everything.without(edge) for edge in list(one.graph)[::7])]
         losses_of = FullEngine(one, None).losses if engine == "full" else CircuitState(one, everything).losses_of
         losses.append(torch.tensor([float(loss) for loss in losses_of(masks)]))
     assert torch.isfinite(losses[0]).all()

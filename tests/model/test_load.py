@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from checkpoints import WORDS, make_checkpoint, make_native, save_tokenizer
 
-from acdc.errors import ConfigError, ModelError
+from acdc.errors import ConfigError, ModelError, TaskError
 from acdc.experiment import Experiment
 from acdc.model import ModelSettings, load_model
 from acdc.model.check import check_parts
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
     "t5": (
         lambda: (hf.T5ForConditionalGeneration, hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
                                                             vocab_size=20)),
-        "relative_positional_bias",
+        "encoder-decoder",
     ),
     "gpt-2 with tanh": (
         lambda: (
@@ -136,12 +136,31 @@ def test_other_architectures_are_refused_in_one_line(name: str, tmp_path: Path) 
     assert any(word in said for word in missing.split("|")), said
 
 
-def test_sliding_windows_are_refused_where_they_matter(tmp_path: Path) -> None:
-    path = save(hf.MistralForCausalLM, hf.MistralConfig(**GROUPED, sliding_window=4), tmp_path / "model")
+@pytest.mark.parametrize("window", [1, 4, 7, 8, 9])
+def test_one_attention_window_for_all_layers(window: int, tmp_path: Path) -> None:
+    path = save(hf.MistralForCausalLM, hf.MistralConfig(**GROUPED, sliding_window=window), tmp_path / "model")
     model, bridge = load(path)
-    check_parts(model, bridge, TOKENS[:, :4])
-    with pytest.raises(ModelError, match="attention of layer 0"):
-        check_parts(model, bridge, TOKENS)
+    with torch.no_grad():
+        expected = hf.AutoModelForCausalLM.from_pretrained(path).eval()(TOKENS).logits
+    ours = model.unembed(run(model, TOKENS, torch.tensor([8, 8]))[1])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+    check_parts(model, bridge, TOKENS)
+
+
+def test_windows_that_differ_from_layer_to_layer_are_refused_where_they_matter(tmp_path: Path) -> None:
+    config = hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    path = save(hf.Qwen2ForCausalLM, config, tmp_path / "model")
+    for length in (4, 5):
+        pair = Pair(TOKENS[0, :length].tolist(), TOKENS[1, :length].tolist(), [6], [7])
+        if length == 5:
+            with pytest.raises(TaskError, match=r"5 tokens, more than the 4 .* attention window") as caught:
+                Experiment.build(str(path), Task("ids", [pair], "logit_diff"))
+            assert "\n" not in str(caught.value)
+            return
+        one = Experiment.build(str(path), Task("ids", [pair], "logit_diff"))
+        with torch.no_grad():
+            own = hf.AutoModelForCausalLM.from_pretrained(path).eval()(TOKENS[:1, :4]).logits[:, -1]
+        torch.testing.assert_close(one.clean_logits, own, rtol=0, atol=1e-4)
 
 
 def test_a_checkpoint_without_tokenizer_takes_ids(tmp_path: Path) -> None:
