@@ -114,7 +114,7 @@ class Experiment:
             metric_name=metric or task.metric,
             ablation=ablation,
             batch=batch.to(model.device),
-            readouts=readouts.to(model.device, model.dtype),
+            readouts=readouts.to(model.device),
             notes=(*model.notes, *task.notes, *tokenizer.notes),
         )
         return experiment._filtered(settings)._checked()
@@ -139,7 +139,7 @@ class Experiment:
             self,
             model=self.model.to(device, dtype),
             batch=self.batch.to(device),
-            readouts=self.readouts.to(device, dtype),
+            readouts=self.readouts.to(device),
         )
 
     def with_pairs(self, indices: Sequence[int]) -> Experiment:
@@ -161,7 +161,7 @@ class Experiment:
             task=task,
             pairs=pairs,
             batch=batch.to(self.model.device),
-            readouts=readouts.to(self.model.device, self.model.dtype),
+            readouts=readouts.to(self.model.device),
         )._checked()
 
     def rows(self, start: int, stop: int) -> Experiment:
@@ -245,7 +245,7 @@ class Experiment:
         The mean over pairs is the value over all of them.
         """
         source = torch.tensor(self.batch.source, device=values.device)[self.readouts.pair]
-        weights = self.readouts.weight.double()
+        weights = self.readouts.weight
         zero = weights.new_zeros(len(self.pairs))
         totals = zero.expand(*values.shape[:-1], -1).index_add(-1, source, values.double() * weights)
         return totals / zero.index_add(0, source, weights)

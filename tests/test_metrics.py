@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from experiments import Rows, naive_loss, naive_metric
+from experiments import Rows, experiment, naive_loss, naive_metric, random_pairs, small
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,11 +20,13 @@ from acdc.metrics import METRICS, Metric, Readouts, make_metric, recovery
 VOCABULARY = 7
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_mean_is_a_mean_in_any_precision(dtype: torch.dtype) -> None:
-    rows = make_rows(random.Random(0), 12)
-    readouts = readouts_of(replace(rows, weights=[1 / 12] * 12)).to("cpu", dtype)
-    assert float(readouts.weight.sum()) == pytest.approx(1, abs=1e-6)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n_pairs", [3, 7, 50])
+def test_weights_are_never_rounded(n_pairs: int, dtype: torch.dtype) -> None:
+    one = experiment(small("gpt2"), random_pairs(0, lengths=(4,) * n_pairs))
+    for here in (one, one.to("cpu", dtype), one.to("cpu", dtype).to("cpu", torch.float64), one.with_pairs(range(3))):
+        assert set(here.readouts.weight.tolist()) == {1 / len(here.pairs)}
+        assert here.metric.readouts is here.readouts
 
 
 def make_rows(rng: random.Random, n_rows: int) -> Rows:
@@ -142,7 +144,7 @@ def test_only_a_logit_difference_does_with_few_columns() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_large_logits_stay_finite(name: str) -> None:
     _, readouts, full, logits = draw(6, scale=200.0)
-    metric = make_metric(name, readouts.to("cpu", torch.float32), full.float())
+    metric = make_metric(name, readouts, full.float())
     x = taken(metric, logits).float().requires_grad_()
     loss = metric.loss(x)
     loss.backward()
@@ -164,7 +166,7 @@ def test_in_another_precision(name: str) -> None:
     metric = make_metric(name, readouts, full)
     single = metric.to("cpu", torch.float32)
     loss = single.loss(taken(metric, logits).float())
-    assert loss.dtype == torch.float32
+    assert loss.dtype == torch.float64  # the weights'
     assert float(loss) == pytest.approx(float(metric.loss(taken(metric, logits))), rel=1e-5, abs=1e-5)
 
 

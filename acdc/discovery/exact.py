@@ -83,7 +83,7 @@ class Effects:
     def into(self, receiver: str) -> Tensor:
         """The loss without each edge into a receiver, minus that with it: `port sender`, 0 at other ports."""
         metric, n_senders = self.experiment.metric, self.graph.n_senders_of(receiver)
-        weight = self.experiment.readouts.weight.double()
+        weight = self.experiment.readouts.weight
         effects = torch.zeros(len(self.graph.ports), len(self.graph.senders), dtype=torch.float64)
         layer, point = self.run.point_of(receiver)
         for start in range(0, n_senders, self.at_once):

@@ -111,7 +111,7 @@ class Readout:
                 values = (sums / self.model.W_U.shape[1]).transpose(0, 1)
             else:
                 values = self._with_log_sum_exp(normed, sums, means).transpose(0, 1)
-        return self.metric.as_loss((values.double() * self.metric.readouts.weight.double()).sum(-1))
+        return self.metric.as_loss((values.double() * self.metric.readouts.weight).sum(-1))
 
     def _with_log_sum_exp(self, normed: Tensor, sums: Tensor, means: Tensor) -> Tensor:
         """kl_div, prob_diff and nll from Σ exp(logit − shift) and Σ p·(logit − shift), `readout variant`."""

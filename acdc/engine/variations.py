@@ -53,7 +53,7 @@ class Variations:
         metric = self.experiment.metric
         if not masks:
             return []
-        return metric.as_loss((self.values(masks).double() * metric.readouts.weight.double()).sum(-1)).tolist()
+        return metric.as_loss((self.values(masks).double() * metric.readouts.weight).sum(-1)).tolist()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from experiments import KINDS, decide, experiment, random_mask, random_pairs, small
+from experiments import KINDS, decide, experiment, oracle_logits, random_mask, random_pairs, rows_of, small
 
 from acdc.discovery.near_ties import NearTies
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.engine.state import CircuitState
-from acdc.graph import Graph
+from acdc.graph import Edge, Graph
 
 
 @pytest.mark.parametrize("projection_edges", [False, True])
@@ -36,6 +40,32 @@ def test_settled_in_float64_from_the_edge_set(engine: str) -> None:
     exact = FullEngine(one.to("cpu", torch.float64))
     assert before == pytest.approx(exact.loss(mask), abs=1e-12)
     assert after == pytest.approx(exact.loss(EdgeMask.of(one.graph, [e for e in edges if e != edges[3]])), abs=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["full", "incremental"])
+@pytest.mark.parametrize("n_pairs", [3, 7, 50])
+def test_weights_rounded_to_single_precision_decide_nothing(n_pairs: int, engine: str) -> None:
+    """A threshold between a large effect and what it would be with 1/n in float32."""
+    it, pairs = small("attention_only"), random_pairs(9, lengths=(5,) * n_pairs)
+    scale = 1024.0  # a power of two, so that logits become larger and nothing else
+    one = experiment(replace(it.parts, W_U=it.parts.W_U * scale), pairs, "logit_diff")
+    first = Edge(one.graph.test_order[0][1][0], "logits")
+    rows, graph = rows_of(pairs), one.graph
+
+    def differences(edges: list[Edge]) -> list[float]:
+        logits = oracle_logits(it.truth, rows, edges).tolist()
+        return [scale * (x[r[0]] - x[w[0]]) for x, r, w in zip(logits, rows.answers, rows.wrong, strict=True)]
+
+    without = differences([edge for edge in graph if edge != first])
+    total = math.fsum(a - b for a, b in zip(differences(list(graph)), without, strict=True))
+    effect, rounded = total / n_pairs, total * float(np.float32(1 / n_pairs))
+    assert abs(effect) > 5
+    assert abs(effect - rounded) > 1e-8 * abs(effect)
+    for share in (0.25, 0.5):  # from the effect to the wrong one
+        threshold = effect + share * (rounded - effect)
+        decision = decide(one, threshold, engine=engine)[1][0]
+        assert (decision.edge, decision.kept) == (first, effect >= threshold)
+        assert decision.effect == pytest.approx(effect, rel=1e-12)
 
 
 def test_the_window_follows_the_errors_that_were_seen() -> None:
