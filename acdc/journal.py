@@ -26,6 +26,7 @@ DECISIONS = "decisions.jsonl"
 STATE = "run.json"
 RESOLVED = "resolved.yaml"
 TENSORS = "state.safetensors"
+_ROUNDING = ("rounding", "compared")
 
 
 class Journal:
@@ -102,8 +103,9 @@ class Journal:
             "kept": decision.kept,
             "metric": decision.metric,
         }
-        if decision.rounding is not None:
-            record["rounding"] = decision.rounding
+        for name in _ROUNDING:
+            if (error := getattr(decision, name)) is not None:
+                record[name] = error
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()  # in the system's hands: survives a killed process
 
@@ -126,7 +128,7 @@ def _parse(line: bytes) -> Decision:
         float(record["effect"]),
         bool(record["kept"]),
         float(record["metric"]),
-        float(record["rounding"]) if "rounding" in record else None,
+        **{name: float(record[name]) for name in _ROUNDING if name in record},
     )
 
 

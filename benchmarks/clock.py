@@ -16,8 +16,8 @@ import acdc.engine.readout
 import acdc.engine.receiver
 import acdc.engine.state
 import acdc.model.parts
-from acdc.discovery.acdc import _Verifier
 from acdc.discovery.near_ties import NearTies
+from acdc.discovery.verifier import Verifier
 from acdc.engine.incremental import IncrementalPruning
 from acdc.engine.readout import Readout
 from acdc.engine.receiver import Receiver
@@ -33,10 +33,10 @@ _PARTS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("forming candidates", acdc.engine.receiver, ("_tails", "_rest")),
     ("forming candidates", IncrementalPruning, ("_received",)),
     ("stored values behind a finished receiver", IncrementalPruning, ("_settle",)),
-    ("near-ties in float64", NearTies, ("settle",)),
-    ("comparison with the full engine", _Verifier, ("look",)),
+    ("near-ties and checks in float64", NearTies, ("exact",)),
+    ("comparison with the full engine", Verifier, ("look",)),
 )
-_WHOLE = ("near-ties in float64", "comparison with the full engine")  # what they call is theirs, too
+_WHOLE = ("near-ties and checks in float64", "comparison with the full engine")  # what they call is theirs, too
 _REST = "the loop, the journal, Python"
 
 

@@ -73,8 +73,11 @@ def make_model(
     return _randomise(model, seed).eval()
 
 
-def make_native(kind: str, seed: int = 0, n_layers: int = 2, n_heads: int = 2, d_head: int = 4, d_vocab: int = 10):
-    """A `TransformerBridge` around a native model: one of `NATIVE_KINDS`, the last two without norms."""
+def make_native(
+    kind: str, seed: int = 0, n_layers: int = 2, n_heads: int = 2, d_head: int = 4, d_vocab: int = 10, **config: object
+):
+    """A `TransformerBridge` around a native model: one of `NATIVE_KINDS`, the last two without norms; `config` goes to
+    its configuration."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge  # slow to import, and few tests need it
 
@@ -82,7 +85,7 @@ def make_native(kind: str, seed: int = 0, n_layers: int = 2, n_heads: int = 2, d
         "layer_norm": {"normalization_type": "LN", "act_fn": "gelu_new"},
         "attention_only": {"normalization_type": None, "attn_only": True},
         "bidirectional": {"normalization_type": None, "attention_dir": "bidirectional", "act_fn": "relu"},
-    }[kind]
+    }[kind] | config
     width = n_heads * d_head
     shape = {"d_model": width, "d_head": d_head, "n_heads": n_heads, "n_layers": n_layers, "d_mlp": 2 * width}
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**shape, n_ctx=16, d_vocab=d_vocab, **settings))

@@ -24,7 +24,8 @@ DECISIONS = st.builds(
     FINITE,
     st.booleans(),
     FINITE,
-    st.booleans(),
+    st.none() | FINITE,
+    st.none() | FINITE,
 )
 
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, OnlyProgress, Store
-from acdc.discovery.near_ties import NearTies, rounding_unit
+from acdc.discovery.near_ties import NearTies
 from acdc.discovery.shortlist import SHORTLISTS, check_shortlist, make_shortlist
-from acdc.engine.full import FullEngine
+from acdc.discovery.verifier import Verifier
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
 from acdc.engine.memory import check_memory
@@ -53,9 +52,10 @@ class Settings:
     shortlist_only: edges that are ruled out go untested, when their receiver's turn comes; else they are tested behind
         its others.
     shortlist_compare: also run plain ACDC, and say how many edges are kept by one of them only.
-    tie_tolerance: ε. An effect within ε·(1 + |loss| + RMS of the model's logits) of the threshold, or less where the
-        run shows that rounding reaches less far, is settled by a full evaluation in float64 on the CPU (`near_ties`).
-        It is for float32; lower precision widens it in proportion.
+    tie_tolerance: ε. An effect so close to the threshold that rounding might decide is settled by a full evaluation in
+        float64 on the CPU (`near_ties`). How close that is follows from the rounding that the run measures; before it
+        has, it is ε·(1 + |loss| + RMS of the model's logits), for float32, and lower precision widens it in proportion.
+        0 settles and measures nothing.
     """
 
     name: str = "acdc"
@@ -164,11 +164,13 @@ def prune(
     replay: Sequence[Decision] = (),
     ruled_out: Collection[Edge] = frozenset(),
     only: bool = True,
+    ties: NearTies | None = None,
 ) -> Circuit:
     """The loop itself.
 
     Parameters
     ----------
+    ties: how far rounding reached in other runs on this experiment.
     ruled_out: edges that go untested when their receiver's turn comes, or with `only=False` are tested behind its
         others.
 
@@ -176,12 +178,40 @@ def prune(
     ------
     RunError: the decisions to replay are not those of such a run.
     """
-    return _Pruning(experiment, settings, threshold, observer, list(replay), ruled_out, only).run()
+    ties = ties or NearTies(experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
+    return _Pruning(experiment, settings, threshold, observer, list(replay), ruled_out, only, ties).run()
+
+
+@dataclass
+class _Test:
+    """A decision that is not given out yet; `loss`: before it; `remaining`: edges undecided behind it; `gone`: edges of
+    its receiver that had been removed before it."""
+
+    decision: Decision
+    loss: float
+    remaining: int
+    gone: int
+
+
+@dataclass
+class _Start:
+    """Where the loop stood when it had given out everything: a receiver's edges that are left, and the state."""
+
+    receiver: int
+    edges: list[Edge]
+    mask: EdgeMask
+    loss: float
+    remaining: int
 
 
 @dataclass
 class _Pruning:
-    """One run of the loop."""
+    """One run of the loop.
+
+    Decisions are given out when a check has passed: some of those since the last check are compared with float64, and
+    if rounding turns out to reach so far that one of them might have been a near-tie, all of them are made again.
+    Which are compared follows from the decisions alone, so neither time nor batches change what is found.
+    """
 
     experiment: Experiment
     settings: Settings
@@ -190,41 +220,58 @@ class _Pruning:
     replay: list[Decision]
     ruled_out: Collection[Edge]
     only: bool
+    ties: NearTies
     kept: dict[Edge, float] = field(default_factory=dict)
     tested: dict[Edge, float] = field(default_factory=dict)
+    pending: list[_Test] = field(default_factory=list)
+    near_ties: int = 0
+    compared: int = 0
+    made_again: int = 0
 
     def run(self) -> Circuit:
         settings, metric = self.settings, self.experiment.metric
         graph = Graph(self.experiment.model.config, settings.projection_edges)
         self.mask = EdgeMask.all(graph)
         self.engine: PruningEngine | None = None
-        self.ties = NearTies(self.experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
-        self.verifier = _Verifier(self.experiment, settings, self.ties)
+        self.verifier = Verifier(self.experiment, settings.engine, settings.verify_every, settings.memory_gb, self.ties)
         self.current = metric.loss_of_model(self.experiment.clean_logits)
         self.remaining = len(graph)
         self.observer.started(graph, metric.from_loss(self.current))
-        replayed = 0
-        for receiver, senders in graph.test_order:
+        order = graph.test_order
+        replayed = at = 0
+        left: list[Edge] | None = None  # of a receiver that was begun, the edges to test
+        while at < len(order):
+            receiver, senders = order[at]
             edges = [Edge(sender, receiver) for sender in senders]
             if not self.mask.is_used(receiver):
-                self.mask.set(edges, False)
-                self.remaining -= len(edges)
-                continue
-            self.observer.receiver(receiver, self.remaining)
-            if not self.only:
-                edges.sort(key=self.ruled_out.__contains__)
-            in_order = [edge.sender for edge in edges]
-            while replayed < len(self.replay) and edges:
-                edge = edges.pop(0)
-                if self._goes_untested(edge):
-                    self._remove(edge)
-                else:
-                    self._take_over(self.replay[replayed], edge)
-                    replayed += 1
-            if edges:
-                self._decide(receiver, in_order, edges)
+                self._remove(edges)
+            else:
+                self.observer.receiver(receiver, self.remaining)
+                if not self.only:
+                    edges.sort(key=self.ruled_out.__contains__)
+                in_order = [edge.sender for edge in edges]
+                edges = edges if left is None else left
+                while replayed < len(self.replay) and edges:
+                    edge = edges.pop(0)
+                    if self._goes_untested(edge):
+                        self._remove([edge])
+                    else:
+                        self._take_over(self.replay[replayed], edge)
+                        replayed += 1
+                if edges:
+                    self._decide(at, in_order, edges)
+            at, left = at + 1, None
+            if self.pending and self._is_due(last=at == len(order)) and not self._passes():
+                at, left = self._go_back()
+        self._give_out()
         if replayed < len(self.replay):
             raise RunError("the journal holds more decisions than this run makes: it is of another run")
+        counted = {"decisions": len(self.tested), "near_ties": self.near_ties, "verified": self.verifier.done}
+        rounding = {
+            "compared": self.compared / max(1, len(self.tested)),
+            "largest_rounding": self.ties.largest,
+            "made_again": self.made_again,
+        }
         return Circuit(
             graph,
             self.kept,
@@ -232,7 +279,7 @@ class _Pruning:
             model=self.experiment.model.name,
             task=self.experiment.task.name,
             method={**asdict(settings), "threshold": self.threshold},
-            metrics={"decisions": len(self.tested), "near_ties": self.ties.seen, "verified": self.verifier.done},
+            metrics={**counted, **rounding},
         )
 
     def _take_over(self, decision: Decision, edge: Edge) -> None:
@@ -240,97 +287,123 @@ class _Pruning:
             raise RunError(f"the journal tested {decision.edge} where this run tests {edge}: it is of another run")
         if not decision.kept:
             self.mask.set([edge], False)
-        loss_before, self.current = self.current, self.experiment.metric.from_loss(decision.metric)
-        self._record(decision, loss_before)
+        for error in (decision.rounding, decision.compared):
+            if error is not None:
+                self.ties.learn(edge.receiver, error, decision.effect, self.current)
+        self.current = self.experiment.metric.from_loss(decision.metric)
+        self.remaining -= 1
+        self._record(decision)
         self.observer.replayed(decision, self.remaining)
 
     def _goes_untested(self, edge: Edge) -> bool:
         return self.only and edge in self.ruled_out
 
-    def _remove(self, edge: Edge) -> None:
-        self.mask.set([edge], False)
-        self.remaining -= 1
+    def _remove(self, edges: list[Edge]) -> None:
+        self.mask.set(edges, False)
+        self.remaining -= len(edges)
 
-    def _decide(self, receiver: str, senders: list[str], edges: list[Edge]) -> None:
-        """Test those of a receiver's edges that are left, in order; `senders`: of all of them."""
+    def _decide(self, at: int, senders: list[str], edges: list[Edge]) -> None:
+        """Test those edges of the receiver `at` that are left, in order; `senders`: of all of them."""
+        if not self.pending:
+            self.start = _Start(at, list(edges), self.mask.copy(), self.current, self.remaining)
+        self.first = len(self.pending)
+        self.before = self.mask.copy()
+        self.gone: list[Edge] = []
         if self.engine is None:  # made here, so that it starts from what a resumed run has decided already
             settings, batch_size = self.settings, self.settings.batch_size
             self.engine = make_pruning_engine(settings.engine, self.experiment, self.mask, settings.memory_gb)
             fixed = batch_size if isinstance(batch_size, int) else None
             self.lookahead = Lookahead(self.engine, self.mask.graph, self.threshold, fixed)
-        self.engine.enter(receiver, senders)
+        self.engine.enter(edges[0].receiver, senders)
         ruled_out = self.ruled_out if self.only else ()
         self.engine.leave(self.lookahead.test(edges, self.current, self._test, ruled_out))
 
     def _test(self, edge: Edge, loss: float | None) -> bool:
         """Decide one edge; True if it is kept."""
+        gone = len(self.gone)
         if self._goes_untested(edge):
-            self._remove(edge)
+            self._remove([edge])
+            self.gone.append(edge)
             self.current = self.current if loss is None else loss
             return False
         assert loss is not None
         self.verifier.look(self.mask, edge, loss)
-        effect = loss - self.current
+        effect, loss_before = loss - self.current, self.current
         rounding = None
         if self.ties.holds(edge.receiver, effect, self.threshold, self.current):
             before, loss = self.ties.settle(self.mask, edge)
             rounding, effect = abs(loss - before - effect), loss - before
+            self.ties.learn(edge.receiver, rounding, effect, loss_before)
         # In float64 the last digits are noise too: an exact tie counts as reaching the threshold.
-        kept = effect >= self.threshold - (0.0 if rounding is None else 1e-12)
-        loss_before = self.current
+        kept = effect >= self.threshold - (0.0 if rounding is None else 1e-12 * max(1.0, abs(loss)))
         if not kept:
             self.mask.set([edge], False)
+            self.gone.append(edge)
             self.current = loss
+        self.remaining -= 1
         decision = Decision(edge, effect, kept, self.experiment.metric.from_loss(self.current), rounding)
-        self._record(decision, loss_before)
-        self.observer.decided(decision, self.remaining)
+        self.pending.append(_Test(decision, loss_before, self.remaining, gone))
         return kept
 
-    def _record(self, decision: Decision, loss_before: float) -> None:
+    def _is_due(self, last: bool) -> bool:
+        """Whether to check what is pending: at the first receiver, then ever more rarely, and at the end."""
+        if not self.settings.tie_tolerance:
+            return True
+        pending, senders = len(self.pending), len(self.mask.graph.senders)
+        if last or not self.ties.errors:
+            return True
+        return pending**2 >= 4 * senders * (len(self.tested) + pending)
+
+    def _passes(self) -> bool:
+        """Compare decisions of the latest receiver with float64, and give out all that is pending; or not, if rounding
+        reaches so far that one of them might have been a near-tie."""
+        here = [test for test in self.pending[self.first :] if test.decision.rounding is None]
+        if here and self.settings.tie_tolerance:
+            self._compare(here)
+        for test in self.pending:
+            edge, effect = test.decision.edge, test.decision.effect
+            if not test.decision.near_tie and self.ties.holds(edge.receiver, effect, self.threshold, test.loss):
+                return False
+        self._give_out()
+        return True
+
+    def _compare(self, tests: list[_Test]) -> None:
+        """Compare two tests with float64: the one nearest to the threshold, and the first before it that removed its
+        edge, which then costs little."""
+        nearest = min(tests, key=lambda test: abs(test.decision.effect - self.threshold))
+        before_it = tests[: tests.index(nearest)]
+        chosen = [*[test for test in before_it if not test.decision.kept][:1], nearest]
+        masks = []
+        for test in chosen:
+            before = self.before.copy()
+            before.set(self.gone[: test.gone], False)
+            masks += [before, before.without(test.decision.edge)]
+        losses = self.ties.exact(masks)
+        for test, before_loss, loss in zip(chosen, losses[::2], losses[1::2], strict=True):
+            decision = test.decision
+            error = abs(loss - before_loss - decision.effect)
+            self.ties.learn(decision.edge.receiver, error, decision.effect, test.loss)
+            test.decision = replace(decision, compared=error)
+
+    def _go_back(self) -> tuple[int, list[Edge]]:
+        """To what had been given out, since what came behind it is to be made again."""
+        start = self.start
+        self.made_again += len(self.pending)
+        self.pending.clear()
+        self.mask = start.mask.copy()
+        self.engine = None
+        self.current, self.remaining = start.loss, start.remaining
+        return start.receiver, list(start.edges)
+
+    def _give_out(self) -> None:
+        for test in self.pending:
+            self._record(test.decision)
+            self.observer.decided(test.decision, test.remaining)
+        self.pending.clear()
+
+    def _record(self, decision: Decision) -> None:
         self.tested[decision.edge] = decision.effect
         if decision.kept:
             self.kept[decision.edge] = decision.effect
-        if decision.rounding is not None:
-            self.ties.learn(decision.edge.receiver, decision.rounding, loss_before)
-        self.remaining -= 1
-
-
-class _Verifier:
-    """Compares tests with the full engine as the loop goes on.
-
-    With `auto`, the first comparison comes with the second receiver and the next ones whenever all of them together
-    have taken less than 2% of the time.
-    """
-
-    SHARE = 0.02
-    TOLERANCE = 1e-4  # ten rounding units where the precision is lower
-
-    def __init__(self, experiment: Experiment, settings: Settings, ties: NearTies) -> None:
-        self.experiment, self.ties = experiment, ties
-        self.memory_gb = settings.memory_gb
-        self.tolerance = max(self.TOLERANCE, 10 * rounding_unit(experiment.model))
-        self.every = 0 if settings.engine == "full" else settings.verify_every
-        self.engine: FullEngine | None = None
-        self.seen = self.done = 0
-        self.start, self.spent = time.monotonic(), 0.0
-
-    def look(self, mask: EdgeMask, edge: Edge, loss: float) -> None:
-        """RunError if the loss without an edge is not what the full engine finds, beyond rounding."""
-        self.seen += 1
-        if self.every == "auto":
-            first = not self.done and edge.receiver != "logits"
-            due = first or (self.done and self.spent < self.SHARE * (time.monotonic() - self.start))
-        else:
-            due = isinstance(self.every, int) and self.every > 0 and self.seen % self.every == 0
-        if not due:
-            return
-        begun = time.monotonic()
-        self.engine = self.engine or FullEngine(self.experiment, self.memory_gb)
-        expected = self.engine.loss(mask.without(edge))
-        if not abs(loss - expected) <= self.tolerance * (1 + abs(expected)) + self.ties.reach(expected):
-            raise RunError(
-                f"the incremental engine found the loss {loss:.6g} without {edge}, the full one {expected:.6g}: use"
-                " method.engine=full, and please report this"
-            )
-        self.done += 1
-        self.spent += time.monotonic() - begun
+        self.near_ties += decision.near_tie
+        self.compared += decision.near_tie or decision.compared is not None

@@ -128,7 +128,6 @@ class _Grid:
         experiment, settings, graph = self.experiment, self.settings, self.experiment.graph
         self.edges = list(graph)
         self.saved = time.monotonic()  # when; thresholds may be shorter than the time between
-        # Its window is never narrowed, so that no near-tie is taken for a decision.
         self.ties = NearTies(experiment, settings.tie_tolerance, settings.engine, settings.memory_gb)
         self.loss = experiment.metric.loss_of_model(experiment.clean_logits)
         self.observer.started(graph, experiment.metric.from_loss(self.loss))
@@ -143,7 +142,7 @@ class _Grid:
                 self.shared.append(len(past))
             self.runs.append([])
             ruled_out = frozenset(self.edges) - kept if settings.nested else frozenset()
-            circuit = acdc.prune(experiment, settings.acdc, threshold, _Recorder(self), past, ruled_out)
+            circuit = acdc.prune(experiment, settings.acdc, threshold, _Recorder(self), past, ruled_out, ties=self.ties)
             kept = frozenset(circuit)
             scores.update(dict.fromkeys(kept, threshold))
             sizes[f"{threshold:.6g}"] = len(kept)
@@ -172,23 +171,27 @@ class _Grid:
 
     def save(self) -> None:
         """Keep all decisions so far, a tensor a threshold."""
+
+        def errors(d: Decision) -> tuple[float | None, float | None]:
+            return d.rounding, d.compared
+
         index = {edge: i for i, edge in enumerate(self.edges)}
         packed = {
             str(i): torch.tensor(
                 [
-                    [index[d.edge], d.effect, d.kept, d.metric, math.nan if d.rounding is None else d.rounding]
+                    [index[d.edge], d.effect, d.kept, d.metric, *(math.nan if e is None else e for e in errors(d))]
                     for d in decisions
                 ],
                 dtype=torch.float64,
-            ).reshape(-1, 5)
+            ).reshape(-1, 6)
             for i, decisions in enumerate(self.runs)
         }
         self.store.save({**packed, "shared": torch.tensor(self.shared)})
 
     def _unpacked(self, packed: Tensor) -> list[Decision]:
         return [
-            Decision(self.edges[int(edge)], effect, bool(kept), metric, None if math.isnan(rounding) else rounding)
-            for edge, effect, kept, metric, rounding in packed.tolist()
+            Decision(self.edges[int(edge)], effect, bool(kept), metric, *(None if math.isnan(e) else e for e in errors))
+            for edge, effect, kept, metric, *errors in packed.tolist()
         ]
 
 

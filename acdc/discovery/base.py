@@ -21,6 +21,7 @@ class Decision:
     effect: loss after − loss before removing it; positive means that the edge helps.
     kept: whether it stays. metric: of the circuit as it stands after the decision, in the metric's own direction.
     rounding: of a near-tie, which was settled in float64: how far the effect in the run's own precision was from that.
+    compared: the same of a decision that was no near-tie, and was compared only to see how far rounding reaches.
     """
 
     edge: Edge
@@ -28,6 +29,7 @@ class Decision:
     kept: bool
     metric: float
     rounding: float | None = None
+    compared: float | None = None
 
     @property
     def near_tie(self) -> bool:

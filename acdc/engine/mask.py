@@ -60,6 +60,10 @@ class EdgeMask:
             return False
         return bool(self.ports[:, self.graph.sender_index[self.graph.node_of(receiver)]].any())
 
+    def is_part_of(self, other: EdgeMask) -> bool:
+        """Whether every edge here is present there."""
+        return not bool((self.ports & ~other.ports).any() or (self.projections & ~other.projections).any())
+
     def without(self, edge: Edge) -> EdgeMask:
         """The mask without one more edge."""
         mask = self.copy()

@@ -92,13 +92,16 @@ class CircuitState:
 
     @torch.inference_mode()
     def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
-        """The loss of each of some masks, each a part of the one before, from its edge set alone: every node that
-        differs from the clean run is evaluated, later ones only where they differ from the mask before."""
-        rows, latest = [], EdgeMask.all(self.graph)
-        self.z.copy_(self.experiment.clean.heads)
-        self.m.copy_(self.experiment.clean.mlps)
-        self.projected.clear()
+        """The loss of each of some masks, from its edge set alone: every node that differs from the clean run is
+        evaluated; of a mask that is a part of the one before, those that differ from that."""
+        rows: list[Tensor] = []
+        latest: EdgeMask | None = None
         for mask in masks:
+            if latest is None or not mask.is_part_of(latest):
+                latest = EdgeMask.all(self.graph)
+                self.z.copy_(self.experiment.clean.heads)
+                self.m.copy_(self.experiment.clean.mlps)
+                self.projected.clear()
             self.mask = mask
             self.refresh_since(latest)
             rows.append(self.at_readouts(self.input("logits")))

@@ -21,6 +21,7 @@ from acdc.process import undisturbed
 
 NO_EFFECTS = ("hisp", "information_flow", "random")  # methods whose scores, and so thresholds, are no effects
 _TIE = 1e-6  # ε of near-ties, as ACDC's
+_COMPARED = 12  # edges that say how far rounding reaches
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,16 @@ class _Again:
         self.ties = NearTies(experiment, _TIE, "full", None)
         (self.current,) = self.variations.losses([self.mask])
         self.worth: dict[Edge, float] = dict.fromkeys(circuit, 0.0)  # of those that are left
+        self._measure_rounding()
+
+    def _measure_rounding(self) -> None:
+        """Compare some edges' worth in the circuit as it was found with float64."""
+        some = list(self.worth)[:: -(-len(self.worth) // _COMPARED) or 1]
+        masks = [self.mask, *map(self.mask.without, some)]
+        exact = self.ties.exact(masks)
+        for edge, loss, right in zip(some, self.variations.losses(masks[1:]), exact[1:], strict=True):
+            effect = loss - self.current
+            self.ties.learn(edge.receiver, abs(right - exact[0] - effect), effect, self.current)
 
     def one_pass(self) -> bool:
         """Test every edge that is left; whether one went."""
@@ -95,6 +106,7 @@ class _Again:
         tie = self.ties.holds(edge.receiver, effect, self.threshold, self.current)
         if tie:
             before, loss = self.ties.settle(self.mask, edge)
+            self.ties.learn(edge.receiver, abs(loss - before - effect), effect, self.current)
             effect = loss - before
         if effect >= self.threshold - (1e-12 if tie else 0.0):
             self.worth[edge] = effect

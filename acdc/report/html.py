@@ -42,6 +42,9 @@ EXPLANATIONS = {
     "decisions": "edges that were tested; the others were removed untested: nothing used their receiver, or a shortlist"
     " ruled them out",
     "near_ties": "tests so close to the threshold that they were settled in float64",
+    "compared": "the share of tests made again in float64: near-ties, and others to see how far rounding reaches",
+    "largest_rounding": "the largest rounding error seen, as a share of what counts as close to the threshold then",
+    "made_again": "tests made again because rounding was found to reach further than was thought",
     "tested": "decisions that were evaluated, at all thresholds",
     "shared": "decisions that were taken over from the threshold before",
     "ruled_out": "edges that the shortlist rules out",

@@ -68,36 +68,41 @@ def test_weights_rounded_to_single_precision_decide_nothing(n_pairs: int, engine
         assert decision.effect == pytest.approx(effect, rel=1e-12)
 
 
+def window(ties: NearTies, receiver: str = "m1", loss: float = 0.5) -> float:
+    """Below the threshold, in units, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ties.holds(receiver, -middle, 0.0, loss) else (low, middle)
+    return low / ties.unit(loss)
+
+
 def test_the_window_follows_the_errors_that_were_seen() -> None:
     one = experiment(small("gpt2"), random_pairs(7))
-    logits = float(one.clean_logits.double().square().mean().sqrt())
-    widest = 1e-6 * (1 + 0.5 + logits)
-
-    def window(ties: NearTies, receiver: str = "m1") -> float:
-        """By bisection."""
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if ties.holds(receiver, 0.2 + middle, 0.2, 0.5) else (low, middle)
-        return low
-
     ties = NearTies(one, 1e-6, "incremental", None)
+    unit = ties.unit(0.5)
+    logits = float(one.clean_logits.double().square().mean().sqrt())
+    assert unit == pytest.approx(1e-6 * (1 + 0.5 + logits))
+    assert window(ties) == pytest.approx(1, rel=1e-4)  # nothing is known
+    ties.learn("m1", 0.1 * unit, 0.0, 0.5)
+    assert window(ties) == pytest.approx((8 + 64) * 0.1, rel=1e-4)  # few may be small by chance
+    assert ties.largest == pytest.approx(0.1)
     for _ in range(7):
-        ties.learn("m1", 0.02 * widest, 0.5)
-        assert window(ties) == pytest.approx(widest, rel=1e-6)  # too few to tell
-    ties.learn("a1.h0<q>", 0.01 * widest, 0.5)
-    assert window(ties) == pytest.approx(0.1 * widest, rel=1e-6)
-    assert window(ties, "a0.h1<v>") == pytest.approx(widest, rel=1e-6)  # another layer
-    ties.learn("m1", 0.1 * widest, 0.5)
-    assert window(ties) == pytest.approx(0.5 * widest, rel=1e-6)
-    ties.learn("m1", 3 * widest, 0.5)
-    assert window(ties) == pytest.approx(15 * widest, rel=1e-6)  # wider than it began
-    assert ties.seen == 10
+        ties.learn("m1", 0.0, 0.0, 0.5)
+    assert window(ties) == pytest.approx((8 + 8) * 0.1, rel=1e-4)
+    for _ in range(8):
+        ties.learn("a0.h0<q>", 0.001 * unit, 0.0, 0.5)
+    assert window(ties, "a0.h1<v>") == pytest.approx((8 + 8) * 0.001, rel=1e-4)  # another layer
+    ties.learn("m1", 4 * unit, 0.0, 0.5)
+    assert ties.largest == pytest.approx(4 / 1.6)
+    assert window(ties) == pytest.approx((8 + 64 / 9) * 4, rel=1e-4)
     silent = NearTies(one, 1e-6, "incremental", None)
-    for _ in range(20):
-        silent.learn("m1", 0.0, 0.5)
-    assert window(silent) == pytest.approx(widest / 64, rel=1e-6)
-    assert not NearTies(one, 0.0, "incremental", None).holds("m1", 0.2, 0.2, 0.5)
+    for n in range(16):
+        assert window(silent) == pytest.approx(1 if n < 8 else 1 / 64, rel=1e-4)
+        silent.learn("m1", 0.0, 0.0, 0.5)
+    off = NearTies(one, 0.0, "incremental", None)
+    off.learn("m1", 1.0, 0.0, 0.5)
+    assert not off.holds("m1", 0.2, 0.2, 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
