@@ -11,6 +11,7 @@ from acdc.errors import ConfigError, TaskError
 
 METRICS = ("logit_diff", "kl_div", "prob_diff", "l2", "nll")
 LARGER_IS_BETTER = {"logit_diff": True, "prob_diff": True, "kl_div": False, "l2": False, "nll": False}
+ROUNDING = 1e-6  # of a metric, as a share of its size: what differs by less is the same
 _NEEDS_ANSWERS = ("logit_diff", "prob_diff", "nll")
 _NEEDS_WRONG = ("logit_diff", "prob_diff")
 
@@ -144,5 +145,10 @@ def make_metric(name: str, readouts: Readouts, reference: Tensor) -> Metric:
 
 
 def recovery(value: float, clean: float, corrupted: float) -> float:
-    """(value − corrupted) / (clean − corrupted); NaN where the two runs do not differ."""
-    return (value - corrupted) / (clean - corrupted) if clean != corrupted else float("nan")
+    """(value − corrupted) / (clean − corrupted); NaN where the two runs differ by no more than rounding."""
+    return float("nan") if alike(clean, corrupted) else (value - corrupted) / (clean - corrupted)
+
+
+def alike(clean: float, corrupted: float) -> bool:
+    """Whether two metrics differ by no more than rounding, so that there is nothing to recover between them."""
+    return not abs(clean - corrupted) > ROUNDING * max(1.0, abs(clean), abs(corrupted))

@@ -38,7 +38,7 @@ def test_the_command_writes_what_python_finds(here: Path) -> None:
     pictures = {"head_output_effect", "knockout", "backup_1", "backup_2", "backup_3", "interactions"}
     tables = {"patch.csv", "knockout.csv", "backup.csv", "additivity.csv"}
     names = {f"{name}.{kind}" for name in pictures for kind in ("svg", "png")} | tables
-    names |= {"patch.npz", "metrics.json", "report.html", "run.json", "run.log", ".hydra"}
+    names |= {"patch.npz", "metrics.json", "report.html", "run.json", "run.log", "resolved.yaml", ".hydra"}
     assert {path.name for path in (here / "out").iterdir()} == names
     same = patch(Experiment.build(task="ioi", size=6), "ablation", orders=2)
     found = {"patch": same.rows(), "knockout": same.curve_rows(), "backup": same.backup_rows()}

@@ -38,7 +38,7 @@ def test_direct_as_a_process(case: Case, here: Path) -> None:
     assert done.stdout.endswith(f"report               {here / 'out' / 'report.html'}\n")
     folder = here / "out"
     pictures = {f"direct_{way}.{kind}" for way in ("layer", "head") for kind in ("svg", "png")}
-    frame = {"metrics.json", "run.json", "run.log", ".hydra", "report.html"}
+    frame = {"metrics.json", "run.json", "run.log", "resolved.yaml", ".hydra", "report.html"}
     assert {path.name for path in folder.iterdir()} == {"direct.csv", "direct.npz", *pictures, *frame}
     experiment = Experiment.build(str(case.model), "pairs", "logit_diff", path=str(case.pairs))
     same = patch(experiment, "direct")

@@ -40,7 +40,7 @@ def test_the_check_writes_and_shows_every_pair(case: Case, here: Path, capfd: py
     counts.write_text(json.dumps({str(token): 100 - token for token in range(10)}))  # 0 is the most frequent
     arguments = case.arguments(job="check", task__check="warn", task__frequencies="counts.json")
     assert run([*arguments, "hydra.run.dir=out"]) == 0
-    names = {"pairs.csv", "pairs.json", "report.html", "metrics.json", "run.json", "run.log", ".hydra"}
+    names = {"pairs.csv", "pairs.json", "report.html", "metrics.json", "run.json", "run.log", "resolved.yaml", ".hydra"}
     assert {path.name for path in (here / "out").iterdir()} == names
     rows = rows_of(here / "out" / "pairs.csv")
     assert [row["where"] for row in rows] == [f"{case.pairs} line {i}" for i in (1, 2, 3)]

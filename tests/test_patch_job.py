@@ -52,7 +52,14 @@ def test_the_command_of_the_readme(here: Path) -> None:
     assert "The sites that matter most" in done.stdout
     assert done.stdout.endswith(f"report               {here / 'out' / 'report.html'}\n")
     names = {"patch.csv", "patch.npz", "head_output_denoise.svg", "head_output_denoise.png", "report.html"}
-    assert {path.name for path in (here / "out").iterdir()} == {*names, "metrics.json", "run.json", "run.log", ".hydra"}
+    assert {path.name for path in (here / "out").iterdir()} == {
+        *names,
+        "metrics.json",
+        "run.json",
+        "run.log",
+        "resolved.yaml",
+        ".hydra",
+    }
     rows = rows_of(here / "out")
     assert list(rows[0])[:9] == COLUMNS
     assert [(row["layer"], row["head"]) for row in rows] == [(str(i), str(j)) for i in range(4) for j in range(4)]

@@ -52,7 +52,8 @@ def test_the_bundled_one_on_ioi(here: Path) -> None:
     folder = here / "out"
     pictures = {f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")}
     assert {path.name for path in folder.iterdir()} == {
-        *pictures, "patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", ".hydra",
+        *pictures, "patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", "resolved.yaml",
+        ".hydra",
     }  # fmt: skip
     rows, same = rows_of(folder), patch(Experiment.build(task="ioi", size=4), "sae")
     assert list(rows[0]) == COLUMNS

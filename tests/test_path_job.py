@@ -50,7 +50,7 @@ def test_who_feeds_the_logits(here: Path) -> None:
         assert float(row["effect"]) == pytest.approx(1 - float(row["recovery"]))
     pictures = ["levels_noise", *(f"paths_noise_level{level}" for level in (1, 2, 3))]
     names = {f"{name}.{kind}" for name in pictures for kind in ("svg", "png")}
-    names |= {"patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", ".hydra"}
+    names |= {"patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", "resolved.yaml", ".hydra"}
     assert {path.name for path in folder.iterdir()} == names
     metrics = read_json(folder / "metrics.json")
     best = max((row for row in rows if row["level"] == "2"), key=lambda row: abs(float(row["effect"])))

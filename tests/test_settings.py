@@ -85,7 +85,7 @@ def test_the_files_are_all_the_choices_there_are() -> None:
 
 def test_the_main_file_names_every_group() -> None:
     composed = [key for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"] for key in entry]
-    groups = {f.name for f in fields(RunSettings)} - {"config", "graph", "circuit"}
+    groups = {f.name for f in fields(RunSettings)} - {"config", "graph", "circuit", "given"}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"experiment"}
     assert groups <= set(composed)
 

@@ -48,7 +48,7 @@ def test_the_command_of_the_docs(here: Path) -> None:
     pictures = {
         f"{name}.{kind}" for name in ("resid_post", "mlp_out", "attn_out", "by_layer") for kind in ("svg", "png")
     }
-    names = {"patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", ".hydra"}
+    names = {"patch.csv", "patch.npz", "report.html", "metrics.json", "run.json", "run.log", "resolved.yaml", ".hydra"}
     assert {path.name for path in (here / "out").iterdir()} == names | pictures
     rows = rows_of(here / "out")
     assert list(rows[0])[:10] == COLUMNS

@@ -3,7 +3,7 @@
 While a receiver is tested, everything before it still has all its edges and the clean prompt, so its senders' outputs
 are the clean run's, and removing sender s adds ablated(s) − clean(s) to the receiver's input. Behind the receiver
 everything is pruned already: only its own node and what it reaches through kept edges can change. Those nodes are
-evaluated again, for many candidates at once; all others keep their stored values. docs/engine.md has a drawing.
+evaluated again, for many candidates at once; all others keep their stored values.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
-from acdc.metrics import recovery
+from acdc.metrics import alike, recovery
 from acdc.process import undisturbed
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -75,7 +75,7 @@ def curve(
     taken = [Circuit(graph, dict.fromkeys(ranked[: int(f * len(graph))], 0.0)).on_path() for f in fractions]
     masks = [EdgeMask.all(graph), EdgeMask.of(graph, []), *(EdgeMask.of(graph, circuit) for circuit in taken)]
     clean, corrupted, *values = map(experiment.metric.from_loss, engine.losses(masks))
-    if clean == corrupted:
+    if alike(clean, corrupted):
         raise ConfigError(
             "the metric is the same with every edge and without any, so no circuit recovers a share of it"
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.faithfulness import Measured
+from acdc.metrics import ROUNDING
 from acdc.process import undisturbed
 
 Interval = tuple[float, float]
@@ -30,7 +31,8 @@ def intervals(measured: Measured, draws: int = 1000, confidence: float = 0.95, s
         return values.cpu()[chosen].mean(-1)
 
     own, clean, corrupted = means(measured.circuit["metric"]), means(measured.clean), means(measured.corrupted)
-    samples = {"circuit": own, "recovery": ((own - corrupted) / (clean - corrupted))[clean != corrupted]}
+    differ = (clean - corrupted).abs() > ROUNDING * torch.maximum(clean.abs(), corrupted.abs()).clamp_min(1)
+    samples = {"circuit": own, "recovery": ((own - corrupted) / (clean - corrupted))[differ]}
     samples |= {name: means(values) for name, values in measured.circuit.items() if name != "metric"}
     samples["kl"] = samples["kl"].clamp_min(0)  # rounding can make it −1e-8
     return {name: percentiles(values, confidence) for name, values in samples.items() if len(values)}

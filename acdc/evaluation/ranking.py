@@ -18,7 +18,7 @@ from acdc.errors import ConfigError
 from acdc.evaluation.faithfulness import per_pair
 from acdc.experiment import Experiment
 from acdc.graph import Edge
-from acdc.metrics import recovery
+from acdc.metrics import alike, recovery
 from acdc.process import undisturbed
 
 _STEP = 1.12  # from one size of the grid to the next, where that is more than an edge
@@ -129,7 +129,7 @@ def ends(experiment: Experiment, engine: FullEngine | None = None) -> tuple[floa
     graph = experiment.graph
     measured = per_pair(experiment, [EdgeMask.all(graph), EdgeMask.of(graph, [])], engine)
     clean, corrupted = measured.metric.mean(-1).tolist()
-    if clean == corrupted:
+    if alike(clean, corrupted):
         raise ConfigError(
             "the metric is the same with every edge and without any, so no circuit recovers a share of it"
         )

@@ -76,9 +76,11 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
     ------
     ModelError: names the layer and the part that differ by more than the precision explains.
     """
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    on_cuda = model.device.type == "cuda"
+    tf32 = on_cuda and torch.backends.cuda.matmul.allow_tf32
     try:
+        if on_cuda:
+            torch.backends.cuda.matmul.allow_tf32 = False
         return _compare(model, bridge, tokens)
     except ModelError:
         raise
@@ -89,7 +91,8 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
             f" supported ({SUPPORTED})"
         ) from error
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        if on_cuda:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _compare(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:

@@ -12,6 +12,7 @@ from acdc.engine.memory import row_blocks
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
+from acdc.metrics import alike
 from acdc.model.forward import streams
 
 DIRECTIONS = ("noise", "denoise")
@@ -32,7 +33,7 @@ def check_ablation(experiment: Experiment) -> None:
 def check_scale(experiment: Experiment) -> None:
     """TaskError where the metric is the same on clean and corrupted prompts, so that there is nothing to recover."""
     clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in ends(experiment))
-    if abs(clean - corrupted) <= 1e-6 * max(1.0, abs(clean), abs(corrupted)):
+    if alike(clean, corrupted):
         raise TaskError(
             f"metric={experiment.metric_name} is {clean:.4g} on clean and on corrupted prompts, so there is nothing to"
             " recover: choose another metric or corruption"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.metrics import ROUNDING
 from acdc.model.sae import SparseAutoencoder
 from acdc.patching.reconstruction import Reconstruction
 from acdc.patching.result import SiteMap
@@ -70,6 +71,10 @@ class PatchedFeatures:
     def effects(self, i: int) -> Tensor:
         """What map i's sites do, `feature place`: recovery when denoising, 1 − recovery when noising."""
         return self.maps[i].importance[0]
+
+    def has_effect(self, i: int) -> bool:
+        """Whether any of map i's sites does more than rounding does."""
+        return bool((self.effects(i).abs() > ROUNDING).any())
 
     def correlation(self, i: int) -> float:
         """Spearman's rank correlation of map i's effects with their attributions; NaN where one has no order."""

@@ -188,7 +188,7 @@ def notes(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
             " attribution"
         )
     for i, one in enumerate(patched.maps):
-        if not bool(patched.effects(i).any()):
+        if not patched.has_effect(i):
             found.append(
                 f"{one.direction}: none of the patched features has any effect: each is inactive where it would count,"
                 " or the same in both runs"

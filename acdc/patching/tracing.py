@@ -20,6 +20,7 @@ from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
+from acdc.metrics import alike
 from acdc.model.forward import run_from
 from acdc.patching.base import Progress, batch_bytes, blocks, by_pair
 from acdc.patching.changes import Changes
@@ -135,7 +136,7 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
     for block in blocks(experiment, budget_bytes(experiment.model.device, settings.memory_gb, "patch")):
         clean += float(_unpatched(_clean_run(block)).mean())
         noised += float(_unpatched(noised_run(plan, block, 0)).mean())
-    if abs(clean - noised) <= 1e-6 * max(1.0, abs(clean), abs(noised)):
+    if alike(clean, noised):
         raise TaskError(
             f"metric={experiment.metric_name} is {clean:.4g} with and without noise on the subject, so there is nothing"
             " to restore: choose another subject (patch.subject), more noise or another metric"

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from acdc.metrics import ROUNDING
 from acdc.patching.features import Example, PatchedFeatures
 from acdc.report.grid import thousandths
 from acdc.report.html import Section, number, table
@@ -174,7 +175,8 @@ def _title(patched: PatchedFeatures, i: int) -> str:
 def _order(patched: PatchedFeatures, i: int) -> list[int]:
     """Sites of map i (feature × place) by the size of their effect, the largest first; those without any left out."""
     effects = patched.effects(i).flatten().tolist()
-    return [site for site in sorted(range(len(effects)), key=lambda site: -abs(effects[site])) if effects[site]]
+    by_size = sorted(range(len(effects)), key=lambda site: -abs(effects[site]))
+    return [site for site in by_size if abs(effects[site]) > ROUNDING]
 
 
 def site_name(patched: PatchedFeatures, i: int, site: int) -> str:

@@ -11,6 +11,7 @@ from experiments import experiment, oracle_acdc, random_pairs, small
 from test_shortlist import brute_force
 from torch import Tensor
 
+from acdc.circuit import Circuit
 from acdc.discovery import discover
 from acdc.discovery.base import NoObserver, NoStore
 from acdc.errors import ConfigError
@@ -28,8 +29,13 @@ def test_a_score_is_the_largest_threshold_survived(kind: str, metric: str) -> No
     for threshold, decisions in runs.items():
         expected |= {edge: threshold for edge, _, kept in decisions if kept}
     assert circuit.tested == expected
-    best = sorted(expected, key=lambda edge: -expected[edge])[: int(0.1 * len(expected))]
-    assert circuit.edges == {edge: expected[edge] for edge in best if edge in circuit.on_path()}
+    order = sorted(expected, key=lambda edge: -expected[edge])
+    best: list[Edge] = []
+    for size in range(int(0.1 * len(expected)), len(expected) + 1):  # a tenth, or the least that has a path
+        best = list(Circuit(circuit.graph, {edge: expected[edge] for edge in order[:size]}).on_path())
+        if best:
+            break
+    assert circuit.edges == {edge: expected[edge] for edge in best}
     assert len(set(expected.values())) > 3
     sizes = {f"{threshold:.6g}": sum(kept for *_, kept in decisions) for threshold, decisions in runs.items()}
     assert circuit.metrics["sizes"] == sizes

@@ -162,4 +162,4 @@ def extreme(kind: str, change: str, seed: int) -> Small:
         truth.unembed = lambda x: 32 * right(x)
         parts = replace(parts, W_U=parts.W_U * 32)
     truth.tok.weight.copy_(W_E)
-    return Small(replace(parts, W_E=W_E), it.bridge, truth)
+    return Small(replace(parts, W_E=W_E, self_check=None), it.bridge, truth)

@@ -116,7 +116,7 @@ def _assert_same_folder(ours: Path, committed: Path) -> None:
 def test_the_committed_data_is_small_and_says_where_it_is_from(name: str) -> None:
     assert sum(file.stat().st_size for file in (COMPILED / name).iterdir()) < 60_000
     readme = (COMPILED / name / "README.md").read_text()
-    assert "python -m acdc.model." in readme
+    assert "python -m scripts." in readme
     assert ("Apache License 2.0" in readme) == name.startswith("tracr")
 
 
