@@ -205,6 +205,7 @@ def test_other_errors_stay_what_they_are() -> None:
         torch.zeros(2) + torch.zeros(3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_too_many_pairs_for_the_memory_end_the_command_with_one_line(here: Path) -> None:
     """A limit stands in for a small machine: the model loads, the pairs do not fit."""

@@ -25,6 +25,8 @@ from acdc.tasks.base import Pair, Task
 
 IDS = Task("ids", [Pair([2, 3, 4], [2, 5, 4], [6], [7])], "logit_diff")
 
+slow = pytest.mark.slow  # a process of its own
+
 
 def load(path: Path) -> Any:
     return load_model(ModelSettings(name="local", path=str(path), device="cpu"))[0]
@@ -77,7 +79,7 @@ def test_code_in_a_folder_is_never_run(name: str, tmp_path: Path, monkeypatch: p
     assert not any(module.startswith("transformers_modules") for module in sys.modules)
 
 
-@pytest.mark.parametrize("stdin", ["y\n" * 20, "", None])
+@pytest.mark.parametrize("stdin", ["y\n" * 20, pytest.param("", marks=slow), pytest.param(None, marks=slow)])
 def test_no_question_is_asked_on_the_command_line(stdin: str | None, tmp_path: Path) -> None:
     case = make_case(tmp_path)
     mark, modules = tmp_path / "mark", tmp_path / "modules"
@@ -117,7 +119,10 @@ def test_a_pickle_of_weights_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("kind", ["pocket", "with tokenizer", "without tokenizer", "no weights"])
+@pytest.mark.parametrize(
+    "kind",
+    ["without tokenizer", *(pytest.param(kind, marks=slow) for kind in ("pocket", "with tokenizer", "no weights"))],
+)
 def test_a_folder_is_loaded_without_network_and_leaves_the_process_online(kind: str, tmp_path: Path) -> None:
     path = make_checkpoint("llama", tmp_path, tokenizer=kind == "with tokenizer")
     if kind == "no weights":
