@@ -62,7 +62,7 @@ COMMANDS = {
     "gate_or": "-m task=gate_or metric=logit_diff,kl_div,prob_diff,l2,nll ablation=zero,corrupted task.inputs=all"
     " method.threshold=0.1",
     "gate_and": "task=gate_and",
-    "greater_than": f"task=greater_than metric=prob_diff ablation=noise ablation.draws=2 method.threshold=0.02 {SMALL}",
+    "greater_than": f"task=greater_than metric=prob_diff ablation=noise method.threshold=0.0003 {SMALL}",
     "gendered_pronoun": f"task=gendered_pronoun metric=nll ablation=mean method.threshold=0.1 {SMALL}",
     "subject_verb_agreement": f"task=subject_verb_agreement metric=kl_div ablation=zero method.threshold=0.3 {SMALL}",
     "sentiment": f"task=sentiment metric=l2 ablation=zero method.threshold=0.3 {SMALL}",
@@ -88,10 +88,10 @@ COMMANDS = {
     "exact": f"method=exact method.select=threshold method.threshold=0.1 {SMALL}",
     "hisp": "method=hisp",
     "information_flow": "method=information_flow",
-    "subnetwork_probing": f"method=subnetwork_probing method.steps=10 {SMALL}",
+    "subnetwork_probing": f"method=subnetwork_probing method.steps=10 method.lr=1 {SMALL}",
     "edge_pruning": f"method=edge_pruning method.steps=10 {SMALL}",
     "attribution_to_circuit": f"method=attribution_to_circuit method.compare=false {SMALL}",
-    "random": "method=random",
+    "random": "method=random method.edges=200",
     # patching
     "activation": "job=patch patch=activation task.size=8",
     "activation_sites": f"job=patch patch.site=[resid_mid,mlp_out,k,pattern] patch.layers=[0,2] {SMALL}",
