@@ -116,7 +116,10 @@ def _run(flags: argparse.Namespace) -> int:
         return 0
     if flags.multirun or (config.hydra.mode and config.hydra.mode.name == "MULTIRUN"):
         return _sweep(config, flags.overrides, flags.config_dir)
-    config.hydra.overrides.task = [own for own in config.hydra.overrides.task if own in asked]
+    from omegaconf import OmegaConf
+
+    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # as they were typed
+    config.hydra.overrides.task = [own for own in words if own in asked]
     return _single(config)
 
 
