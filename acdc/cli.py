@@ -22,6 +22,7 @@ from acdc.files import write_atomically
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
+_LAUNCHERS = {"joblib": "launchers"} | dict.fromkeys(("ray", "submitit_local", "submitit_slurm"), "clusters")
 _PORT = re.compile(r"""(?<![\w.'"])a\d+\.h\d+<[qkv]>(?!['"])""")  # a name that Hydra reads only in quotes
 
 
@@ -485,6 +486,8 @@ def _explain(error: Exception, overrides: list[str], config_dir: str | None) -> 
         return f"{error.override!r} cannot be read as KEY=VALUE: quote a value with spaces or signs, KEY='\"VALUE\"'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and (extra := _LAUNCHERS.get(option)):
+            return f"{group}={option} needs what is not installed: pip install 'acdc[{extra}]'"
         choices = f"; choose one of {', '.join(error.options)}" if error.options else ""
         return f"{group}={option} does not exist{choices}"
     if match := re.search(r"Ambiguous value for argument '(.*?)'", text):

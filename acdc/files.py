@@ -1,4 +1,4 @@
-"""Writing files so that each appears whole or not at all."""
+"""Files that appear whole or not at all, and that one process at a time works on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+_LOCKED_BYTE = 2**30  # Windows locks bytes, and others cannot read a locked one: this one lies behind every content
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -37,3 +40,32 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
+
+
+def lock(file: IO[bytes]) -> None:
+    """Lock an open file for this process. The system gives the lock up when the file is closed or the process ends.
+
+    Parameters
+    ----------
+    file : IO[bytes]
+        Stays readable for everyone.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has locked the file.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+        finally:
+            file.seek(0, os.SEEK_END)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,6 @@ while it runs, the state of a method that makes no decisions.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acdc.errors import RunError
-from acdc.files import write_atomically, write_json
+from acdc.files import lock, write_atomically, write_json
 from acdc.graph import Edge, Graph
 
 if TYPE_CHECKING:  # bring torch, which a look at a finished run does not need
@@ -41,7 +40,7 @@ class Journal:
         self.path = folder / DECISIONS
         self._file = self.path.open("ab")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up by the system when the process ends
+            lock(self._file)
         except BlockingIOError as error:
             self._file.close()
             raise RunError(f"another process is working on the run in {folder}: wait for it or stop it") from error

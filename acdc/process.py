@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import numpy as np
+import psutil
 import torch
 
 from acdc.errors import RunError
@@ -80,3 +82,12 @@ def ordinary_state() -> Iterator[None]:
 def _readable(asked: str) -> str:
     number, _, unit = asked.partition(" ")
     return f"{int(number) / 2**30:.3g} GiB" if unit == "bytes" else asked
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)

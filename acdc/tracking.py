@@ -206,7 +206,10 @@ def check_tracker(settings: TrackerSettings) -> None:
     """
     if settings.name != "wandb":
         return
-    import wandb
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(f"tracker=wandb needs what is not installed ({error}): pip install 'acdc[wandb]'") from error
 
     own = {"project": "project", "entity": "entity", "group": "run_group", "tags": "run_tags", "run_name": "run_name"}
     for key, name in own.items():

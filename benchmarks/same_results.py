@@ -23,7 +23,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -144,15 +144,19 @@ def run_here(checkout: Path, folder: Path, commands: dict[str, str]) -> None:
     torch.set_num_threads(1)
     ends, fork = {}, multiprocessing.get_context("fork")
     for name, arguments in commands.items():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = processor_time_of_children()
         process = fork.Process(target=run_command, args=(folder / name, shlex.split(arguments)))
         process.start()
         process.join()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds = processor_time_of_children() - before
         ends[name] = {"arguments": arguments, "exit": process.exitcode, "seconds": seconds}
         print(f"  {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
     (folder / "ends.json").write_text(json.dumps(ends))
+
+
+def processor_time_of_children() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.children_user + times.children_system)
 
 
 def run_command(folder: Path, arguments: list[str]) -> None:

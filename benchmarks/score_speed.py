@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from acdc.discovery import discover
 from acdc.discovery.exact import Effects
 from acdc.experiment import Experiment
 from acdc.files import write_json
+from acdc.process import peak_memory
 from benchmarks.acdc_speed import SHAPES, checkpoint, processor, random_task
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ IN_PART = {"eap_ig, activations": (1, 5), "subnetwork_probing": (10, 50), "edge_
 def measure(method: str, experiment: Experiment, whole: bool) -> dict[str, float]:
     """Seconds and megabytes of one method, the long ones measured in part unless `whole`."""
     _ = experiment.clean, experiment.ablated
-    before, start, times = peak_mb(), time.process_time(), 1
+    before, start, times = peak_memory(), time.process_time(), 1
     if method == "exact" and not whole:
         seconds = sampled_seconds(experiment)
     else:
@@ -61,7 +61,7 @@ def measure(method: str, experiment: Experiment, whole: bool) -> dict[str, float
             options = {**options, "steps": steps}
         discover(experiment, **options)
         seconds = times * (time.process_time() - start)
-    return {"seconds": seconds, "mb": peak_mb() - before, "edges": len(experiment.graph)}
+    return {"seconds": seconds, "mb": (peak_memory() - before) / 2**20, "edges": len(experiment.graph)}
 
 
 def sampled_seconds(experiment: Experiment) -> float:
@@ -73,10 +73,6 @@ def sampled_seconds(experiment: Experiment) -> float:
             effects.into(receiver)
             total += 3 * times * (time.process_time() - start)
     return total
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +78,26 @@ def test_one_journal_a_folder(tmp_path: Path) -> None:
         Journal(tmp_path)
     first.close()
     Journal(tmp_path).close()
+
+
+def test_one_journal_a_folder_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows locks bytes; a locked one is no content, or others could not read it, and lines go behind the content."""
+    locked: set[tuple[str, int]] = set()
+
+    def locking(descriptor: int, mode: int, n_bytes: int) -> None:
+        byte = os.readlink(f"/proc/self/fd/{descriptor}"), os.lseek(descriptor, 0, os.SEEK_CUR)
+        if (mode, n_bytes) != (2, 1) or byte in locked:
+            raise PermissionError(13, "Permission denied")
+        locked.add(byte)
+
+    monkeypatch.setattr("acdc.files.sys.platform", "win32")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    line = written(tmp_path, [Decision(Edge("a0.h1", "m3"), 0.25, True, -1.5)])
+    assert locked.pop()[1] > 2**20
+    assert written(tmp_path, [Decision(Edge("a0.h1", "m3"), 0.25, True, -1.5)]) == 2 * line
+    with pytest.raises(RunError, match="another process"):
+        Journal(tmp_path)
 
 
 def test_the_state_is_kept(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from commands import Case, as_process, assert_refused, killed_at, make_case, rea
 from rich.console import Console
 
 from acdc.discovery.base import Decision
+from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.tracking import ConsoleTracker, TrackerSettings, Watchers, check_tracker, say
@@ -380,6 +381,12 @@ def test_wandb_without_a_network_does_not_hang(tmp_path: Path) -> None:
     done = as_process(*case.arguments(tracker="wandb"), cwd=here, env=env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert not list(here.iterdir())
+
+
+def test_wandb_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"tracker=wandb.*pip install 'acdc\[wandb\]'"):
+        check_tracker(TrackerSettings("wandb", "offline").really())
 
 
 @pytest.mark.parametrize("settings", [TrackerSettings(), TrackerSettings("wandb", "offline"), TrackerSettings("none")])

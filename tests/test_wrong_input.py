@@ -31,6 +31,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("job=foo", ["job=foo does not exist", "discover"]),
     ("experiment=foo", ["experiment=foo does not exist", "ioi_kl"]),
     ("hydra/launcher=foo", ["hydra/launcher=foo does not exist", "basic, joblib"]),
+    ("hydra/launcher=ray", ["hydra/launcher=ray", "pip install 'acdc[clusters]'"]),
     ("taks=ioi", ["taks does not exist", "task"]),
     ("~task", ["task needs one option"]),
     ("metric=null", ["metric", "takes the name of an option"]),

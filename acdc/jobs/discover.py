@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import platform
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -32,6 +31,7 @@ from acdc.jobs.common import announce, begin, logging_to
 from acdc.jobs.prepare import Prepared
 from acdc.jobs.resolved import resolved, resolved_yaml
 from acdc.journal import Journal, RunState, TensorStore
+from acdc.process import peak_memory
 from acdc.report.grades import partners_section
 from acdc.report.html import OWN_PAIRS, write_report
 from acdc.report.methods import method_sections, path_notes
@@ -150,9 +150,8 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dic
 
 def _peak_mb() -> float:
     """Largest memory of this process, and of the GPU where it used one."""
-    unit = 2**20 if platform.system() == "Darwin" else 2**10
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit + gpu
+    return peak_memory() / 2**20 + gpu
 
 
 def _write_results(

@@ -27,7 +27,8 @@ SUFFIXES = (".svg", ".png", ".pdf", ".dot")
 MAX_EDGES = 400  # more are unreadable, and cost the layout minutes
 TIMEOUT = 15.0  # seconds for one layout
 NO_ENGINE = (
-    "no picture was drawn, only DOT written: there is no Graphviz to lay it out (install pygraphviz or the dot program)"
+    "no picture was drawn, only DOT written: there is no Graphviz to lay it out: pip install 'acdc[pictures]', which"
+    " brings pygraphviz, or install Graphviz"
 )
 
 log = logging.getLogger(__name__)

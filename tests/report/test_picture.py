@@ -169,7 +169,7 @@ def test_without_an_engine_the_dot_is_written_with_a_warning(
     assert (tmp_path / "c.dot").read_text().startswith("digraph")
     assert not (tmp_path / "c.svg").exists()
     assert len(caplog.messages) == 1
-    assert "pygraphviz" in caplog.messages[0]
+    assert "pip install 'acdc[pictures]'" in caplog.messages[0]
     assert "\n" not in caplog.messages[0]
     written, warning = render_all(circuit(), [tmp_path / "d.dot", tmp_path / "d.svg", tmp_path / "d.png"])
     assert written == [tmp_path / "d.dot"]
