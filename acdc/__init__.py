@@ -10,7 +10,7 @@ Names are loaded on first use, so that `acdc.graph` and `acdc.circuit` need no t
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -27,10 +27,20 @@ _EXPORTS = {
 __all__ = list(_EXPORTS)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'acdc' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from acdc.circuit import Circuit as Circuit
+    from acdc.discovery import discover as discover
+    from acdc.experiment import Experiment as Experiment
+    from acdc.graph import Edge as Edge
+    from acdc.graph import Graph as Graph
+    from acdc.graph import GraphConfig as GraphConfig
+    from acdc.patching import patch as patch
+else:
+
+    def __getattr__(name):
+        if name in _EXPORTS:
+            return getattr(importlib.import_module(_EXPORTS[name]), name)
+        raise AttributeError(f"module 'acdc' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -203,4 +203,5 @@ class PairMean:
 
     def __call__(self, value: Tensor) -> Tensor:
         means = self.average @ value.flatten(-3, -2)
-        return means[..., self.places, :].unflatten(-2, value.shape[-3:-1])
+        spread: Tensor = means[..., self.places, :].unflatten(-2, value.shape[-3:-1])
+        return spread

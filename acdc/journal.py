@@ -169,7 +169,8 @@ class TensorStore:
         from safetensors.torch import load
 
         try:
-            return load(self.path.read_bytes())
+            tensors: dict[str, Tensor] = load(self.path.read_bytes())
+            return tensors
         except FileNotFoundError:
             return {}
         except Exception as error:  # safetensors has several, for what is wrong with a file

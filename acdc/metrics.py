@@ -104,7 +104,7 @@ class Metric:
 
     def _ids(self, which: str) -> Tensor:
         """Answer ids as indices into the logits' last axis, -1 where there is none."""
-        ids = getattr(self.readouts, which)
+        ids: Tensor = getattr(self.readouts, which)
         if self.columns is None:
             return ids
         return torch.searchsorted(self.columns, ids.clamp_min(0)).masked_fill(ids < 0, -1)

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ _PARTS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("comparison with the full engine", Verifier, ("look",)),
 )
 _WHOLE = ("near-ties and checks in float64", "comparison with the full engine")  # what they call is theirs, too
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _REST = "the loop, the journal, Python"
 
 
@@ -54,8 +57,8 @@ class Clock:
         self.seconds[self._parts[-1]] += now - self._since
         self._since = now
 
-    def _timed(self, part: str, function: Callable) -> Callable:
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             if self._parts[-1] in _WHOLE:
                 return function(*args, **kwargs)
             self._switch()

@@ -123,7 +123,8 @@ def build_vocabulary() -> dict[str, int]:
 
 def _build(name: str, tokenizer: Tokenizer, **settings: Any) -> Task:
     module = acdc.tasks.load(name)
-    return module.build(module.Settings(**settings), tokenizer)
+    task: Task = module.build(module.Settings(**settings), tokenizer)
+    return task
 
 
 def is_held_out(name: str, pair: TokenizedPair) -> bool:
@@ -193,7 +194,8 @@ def _logits_at(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], rows: l
     length = max(map(len, prompts))
     ids = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts])
     hidden = model.transformer(ids, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[rows, columns])
+    logits: Tensor = model.lm_head(hidden[rows, columns])
+    return logits
 
 
 def train(vocabulary: dict[str, int], steps: int, seed: int, folder: Path, console: Console) -> GPT2LMHeadModel:
@@ -217,7 +219,7 @@ def train(vocabulary: dict[str, int], steps: int, seed: int, folder: Path, conso
             losses = {}
             for name in RECIPES:
                 loss = task_loss(model, next(batches[name]))
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 losses[name] = loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

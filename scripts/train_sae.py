@@ -136,7 +136,7 @@ def train(site: PocketSite, shape: Shape, steps: int, seed: int, console: Consol
             if bool((dead := idle > DEAD_AFTER).any()):
                 loss = loss + AUXILIARY * _left_over(sae, x, error.detach(), dead)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def discover(
             return made[0].into(receiver)
 
         for receiver in receivers:
-            yield lambda receiver=receiver: piece(receiver)  # type: ignore[misc]
+            yield partial(piece, receiver)
 
     work = Work(pieces, len(receivers), bytes_per_row(experiment), settings.memory_gb)
     return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)

@@ -149,7 +149,7 @@ class Training:
             if not math.isfinite(loss):
                 raise RunError(f"method={self.settings.name}: the loss is {loss} at step {step}: lower method.lr")
             penalty, values = self.plan.penalty(self.parameters, step)
-            penalty.backward()  # type: ignore[no-untyped-call]
+            penalty.backward()
             self.optimizer.step()
             with torch.no_grad():
                 for name, mean in self.means.items():
@@ -164,7 +164,7 @@ class Training:
         engine, metric, weight = self.batches[step % len(self.batches)]
         stream = engine.stream(ports[None], None if projections is None else projections[None])
         loss = metric.loss(engine.model.unembed(stream, metric.columns)).sum() / weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     # What a killed run goes on with.

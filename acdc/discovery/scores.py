@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ def gradient_work(
             return products(block, changes[0], replaced(block)) / len(runs)
 
         for run in runs:
-            yield lambda run=run: piece(run)  # type: ignore[misc]
+            yield partial(piece, run)
 
     return Work(pieces, len(runs), bytes_per_row(experiment), memory_gb)
 

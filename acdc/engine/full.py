@@ -208,7 +208,8 @@ class _EdgewiseRun:
         return self._received(base, torch.tensor([len(self.graph.ports) - 1]))[:, 0, 0]
 
     def _rows(self, i: int, letter: str) -> Tensor:
-        return self.needed.heads[i] + self.graph.head_ports(i, letter).start
+        first: int = self.graph.head_ports(i, letter).start
+        return self.needed.heads[i] + first
 
     def _projected(self, letter: str, i: int, value: Tensor) -> Tensor:
         """q, k or v, or where the projection edge is gone the ablated one."""

@@ -270,5 +270,6 @@ class CircuitState:
 def times(a: Tensor, b: Tensor) -> Tensor:
     """`pair variant n m` @ `pair variant m d`, where either may have one variant only."""
     if b.shape[1] == 1 and a.shape[1] > 1:
-        return (a.flatten(1, 2) @ b[:, 0]).unflatten(1, a.shape[1:3])
+        product: Tensor = (a.flatten(1, 2) @ b[:, 0]).unflatten(1, a.shape[1:3])
+        return product
     return a @ b

@@ -112,7 +112,7 @@ def _compare(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
     def theirs(part: str, hook: str) -> Tensor:
         if hook not in cache:
             raise ModelError(f"{model.name}: the hook {hook} never fires, so {part} cannot be checked; not supported")
-        value = cache[hook]
+        value: Tensor | tuple[Tensor, ...] = cache[hook]
         return value[0] if isinstance(value, tuple) else value
 
     def compare(part: str, ours: Tensor, hook: str) -> float:

@@ -27,7 +27,8 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def _onednn(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+    return product
 
 
 @cache

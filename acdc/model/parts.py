@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from torch.nn import functional as F
 from acdc.graph import GraphConfig
 from acdc.model.linear import linear
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def moved(part: T, device: torch.device | str, dtype: torch.dtype) -> T:
@@ -45,7 +48,7 @@ def _mapped(part: T, change: Callable[[Tensor], Tensor], tables: Callable[[Tenso
             return tuple(mapped(item) for item in value)
         return value
 
-    return replace(part, **{f.name: mapped(getattr(part, f.name)) for f in fields(part)})  # type: ignore
+    return replace(part, **{f.name: mapped(getattr(part, f.name)) for f in fields(part)})
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class Layer:
         """
         W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
         flat = linear(self.norm(x), W.transpose(1, 2).flatten(0, 1), None if b is None else b.flatten())
-        projected = flat.unflatten(-1, (W.shape[0], W.shape[2])).movedim(-2, -4)
+        projected: Tensor = flat.unflatten(-1, (W.shape[0], W.shape[2])).movedim(-2, -4)
         if self.rotary is not None and letter != "v":
             projected = self.rotary(projected, positions)
         group = self.n_heads // W.shape[0]

@@ -77,8 +77,10 @@ class SparseAutoencoder:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> SparseAutoencoder:
         """The same elsewhere, in at least single precision."""
         dtype = torch.promote_types(dtype, torch.float32)
-        tensors = {name: value.to(device, dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        tensors: dict[str, Any] = {
+            name: value.to(device, dtype) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def encode(self, x: Tensor) -> Tensor:
         """The features of activations, `... d_in` → `... d_sae`: 0 where a feature is not active."""
