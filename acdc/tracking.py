@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from pandas import DataFrame
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -31,6 +32,7 @@ _VARIABLES = {
     "tags": "WANDB_TAGS",
     "run_name": "WANDB_NAME",
 }
+_MOST_ROWS = 10_000  # of a table, for W&B
 _ROUNDING = 1e-8  # a KL of −4.9e-10 is 0
 _OLD_MODES = {"run": "online", "dryrun": "offline"}  # W&B's names of old
 
@@ -301,6 +303,13 @@ class WandbTracker:
     def _log(self, step: int, **point: Any) -> None:
         # The step is given, so that a resumed run goes on behind the points it has.
         self.run.log({"tested": self.tested, **point}, step=step)
+
+    def tables(self, tables: Mapping[str, DataFrame]) -> None:
+        """Send tables, of long ones the first rows."""
+        import wandb
+
+        step = max(self.tested, self.done) + 1
+        self.run.log({name: wandb.Table(dataframe=t.head(_MOST_ROWS)) for name, t in tables.items()}, step=step)
 
     def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         import wandb

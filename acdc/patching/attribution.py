@@ -7,8 +7,11 @@ With the corrections of AtP* (Kramár et al. 2024, arXiv:2403.00745), and with r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
@@ -20,6 +23,7 @@ from acdc.patching.base import Progress
 from acdc.patching.result import Patched
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
+from acdc.result import Labelled, Result, as_table
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,20 @@ class Settings(SiteSettings):
 
 
 @dataclass(frozen=True)
-class Attributed:
+class Attributed(Result):
     """The result.
 
     Attributes
     ----------
     estimated: the maps in the form that activation patching gives, without classes. agreements: of each map, in the
     same order; none where nothing was patched for real. disagreements: of each map the sites that differ most.
+    corrections: the names of AtP*'s corrections that were used.
     """
 
     estimated: Patched
     agreements: tuple[Agreement, ...]
     disagreements: tuple[Disagreement, ...]
+    corrections: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a site and direction, as in `attribution.csv`: `patch.csv`'s columns but `class`, for the estimate,
@@ -94,12 +100,37 @@ class Attributed:
             for one in self.disagreements
         ]
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `attribution.npz`: those of `patch.npz` for the estimates, and `SITE_DIRECTION_real`."""
-        arrays = self.estimated.arrays()
+    def furthest(self, one: Agreement) -> list[Disagreement]:
+        """Return the disagreements of one map."""
+        name = one.real.grid.kind.name, one.real.direction
+        return [item for item in self.disagreements if (item.site.kind, item.direction) == name]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"attribution": as_table(self.rows()), "disagreements": as_table(self.disagreement_rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `attribution.npz`: those of `patch.npz` for the estimates, and `SITE_DIRECTION_real`."""
+        (arrays,) = self.estimated.arrays().values()
         for one in self.agreements:
-            arrays[f"{one.real.grid.kind.name}_{one.real.direction}_real"] = one.real.recovery.numpy()
-        return arrays
+            arrays[f"{one.real.name}_real"] = Labelled(("layer", "unit", "place"), one.real.recovery.numpy())
+        return {"attribution": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, how much was estimated, and the correlations of each map."""
+        estimated = self.estimated
+        summary: dict[str, object] = {
+            "metric": estimated.metric,
+            "clean": estimated.clean,
+            "corrupted": estimated.corrupted,
+            "sites": sum(len(one.grid) for one in estimated.maps),
+            "pairs": len(estimated.maps[0].clean),
+        }
+        for one in estimated.maps:
+            summary[f"{one.name}_strongest"] = str(list(one.grid)[int(one.importance.flatten().abs().argmax())])
+        for both in self.agreements:
+            for what, value in (("pearson", both.pearson), ("spearman", both.spearman)):
+                summary[f"{both.real.name}_{what}"] = None if math.isnan(value) else value
+        return summary
 
 
 def check(experiment: Experiment, settings: Settings) -> list[Grid]:
@@ -135,8 +166,10 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     maps = estimates.estimate(experiment, settings, settings.qk_fix, settings.grad_drop, after(0))
     estimated = Patched(tuple(maps), experiment.metric_name, settings.choice.subset)
+    named = (("QK fix", settings.qk_fix), ("GradDrop", settings.grad_drop))
+    corrections = tuple(name for name, used in named if used)
     if not settings.compare:
-        return Attributed(estimated, (), ())
+        return Attributed(estimated, (), (), corrections)
     common = {name: getattr(settings, name) for name in SiteSettings.__dataclass_fields__ if name != "name"}
     real = activation.patch(experiment, activation.Settings(**common), after(n_sites))
     agreements = tuple(Agreement(a, b, settings.grad_drop) for a, b in zip(maps, real.maps, strict=True))
@@ -148,4 +181,4 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
     backups = find_backups(experiment, [(site, direction) for site, direction, *_ in listed], memory)
     disagreements = (Disagreement(*item, backup) for item, backup in zip(listed, backups, strict=True))
-    return Attributed(estimated, agreements, tuple(disagreements))
+    return Attributed(estimated, agreements, tuple(disagreements), corrections)

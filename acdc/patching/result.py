@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
+from acdc.result import Labelled, Result, as_table
 
 CLASSES = {  # (necessary, sufficient) → name
     (True, True): "necessary_and_sufficient",
@@ -83,6 +87,11 @@ class SiteMap(Measured):
     shift: Shift | None = None
 
     @property
+    def name(self) -> str:
+        """The map's name in files, SITE_DIRECTION."""
+        return f"{self.grid.kind.name}_{self.direction}"
+
+    @property
     def patched(self) -> Tensor:
         """Which sites were patched, `layer unit place`."""
         return ~self.values.isnan().any(-1)
@@ -101,7 +110,7 @@ class SiteMap(Measured):
 
 
 @dataclass(frozen=True)
-class Patched:
+class Patched(Result):
     """The result of a sweep.
 
     Attributes
@@ -178,18 +187,56 @@ class Patched:
                 )
         return rows
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `patch.npz`: `SITE_DIRECTION` is recovery, `layer unit place`; `SITE_DIRECTION_pairs` has a last
-        axis for the pairs; `SITE_layers`, `_units` (heads or neurons, −1: together) and `_places` name the axes;
-        `SITE_DIRECTION_estimate` is the importance by which a shortlist was made (what it left out is NaN)."""
-        arrays: dict[str, Any] = {"clean": self.maps[0].clean.numpy(), "corrupted": self.maps[0].corrupted.numpy()}
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"patch": as_table(self.rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `patch.npz`.
+
+        `SITE_DIRECTION` is the recovery, `layer unit place`; `SITE_DIRECTION_pairs` has a last axis for the pairs.
+        `SITE_layers`, `SITE_units` (heads or neurons; −1: all together) and `SITE_places` are the labels of the axes.
+        `SITE_DIRECTION_estimate` is the importance that a shortlist was made by; a site that it left out is NaN.
+        """
+        first, axes = self.maps[0], ("layer", "unit", "place")
+        arrays = {end: Labelled(("pair",), getattr(first, end).numpy()) for end in ("clean", "corrupted")}
         for one in self.maps:
             name = one.grid.kind.name
-            arrays[f"{name}_{one.direction}"] = one.recovery.numpy()
-            arrays[f"{name}_{one.direction}_pairs"] = one.recoveries.numpy()
+            arrays[f"{name}_{one.direction}"] = Labelled(axes, one.recovery.numpy())
+            arrays[f"{name}_{one.direction}_pairs"] = Labelled((*axes, "pair"), one.recoveries.numpy())
             if one.estimate is not None:
-                arrays[f"{name}_{one.direction}_estimate"] = one.estimate.numpy()
-            arrays[f"{name}_layers"] = list(one.grid.layers)
-            arrays[f"{name}_units"] = [-1 if unit is None else unit for unit in one.grid.units]
-            arrays[f"{name}_places"] = [place.name for place in one.grid.places]
-        return arrays
+                arrays[f"{name}_{one.direction}_estimate"] = Labelled(axes, one.estimate.numpy())
+            units = [-1 if unit is None else unit for unit in one.grid.units]
+            arrays[f"{name}_layers"] = Labelled(("layer",), np.array(one.grid.layers))
+            arrays[f"{name}_units"] = Labelled(("unit",), np.array(units))
+            arrays[f"{name}_places"] = Labelled(("place",), np.array([place.name for place in one.grid.places]))
+        return {"patch": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, how much was patched, and the strongest site of each map."""
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            "sites": sum(len(one.grid) - one.skipped for one in self.maps),
+            "skipped": sum(one.skipped for one in self.maps),
+            "pairs": len(self.maps[0].clean),
+        }
+        for one in self.maps:
+            best = int(one.importance.nan_to_num(0).abs().flatten().argmax())
+            summary[f"{one.name}_strongest"] = str(list(one.grid)[best])
+            summary[f"{one.name}_recovery"] = float(one.recovery.flatten()[best])
+            if one.skipped:
+                summary |= {f"{one.name}_skipped": one.skipped, f"{one.name}_largest_skipped": one.largest_skipped}
+        if classes := Counter(self.classes().values()):
+            summary |= {name: classes[name] for name in CLASSES.values()}
+        return summary
+
+    def notes(self) -> tuple[str, ...]:
+        """Return, for each map, what a shortlist left out and how much that could matter."""
+        return tuple(
+            f"{one.grid.kind.name}, {one.direction}: {one.skipped:,} of {len(one.grid):,} sites were not patched; by"
+            f" attribution patching, an estimate, none of them matters more than {one.largest_skipped:.3g} of clean −"
+            " corrupted"
+            for one in self.maps
+            if one.skipped
+        )

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from acdc.patching.ablated import Ablation, Backup
 from acdc.report.grades import image
-from acdc.report.grid import thousandths
-from acdc.report.html import Section, number, table
-from acdc.report.patching import shift_text
+from acdc.report.html import Section, table
+from acdc.report.numbers import number, thousandths
+from acdc.report.patch.sites import shift_text
 
 MOST_ON_CONSOLE = 10
 MOST_ON_PAGE = 50

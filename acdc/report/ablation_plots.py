@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from acdc.patching.ablated import Ablation, Additivity, Backup
-from acdc.report.maps import Heatmap, draw_grid, draw_heatmap, new_figure, save_figure
+from acdc.report.maps import Heatmap, draw_grid, draw_heatmap
+from acdc.report.style import draw_files, new_figure, save_figure
 
 MOST_NAMED = 30  # sites on the axis of a curve
 
@@ -18,7 +21,8 @@ def draw_effects(result: Ablation, folder: Path) -> list[Path]:
     for one in result.maps:
         name = one.grid.kind.name
         title = f"{name} ablated by {result.value}: loss after − before ({result.metric})"
-        paths += draw_grid(one.grid, one.effect, folder, f"{name}_effect", "effect (positive: it helps)", title)
+        draw = partial(draw_grid, one.grid, one.effect, "effect (positive: it helps)", title)
+        paths += draw_files(draw, folder, f"{name}_effect")
     return paths
 
 
@@ -33,7 +37,7 @@ def draw_curve(result: Ablation, folder: Path) -> list[Path]:
     axes = figure.add_subplot()
     for value, label in ((clean, "clean run"), (corrupted, "corrupted run")):
         axes.axhline(value, color="0.55", linewidth=0.8, linestyle="--")
-        style = {"fontsize": 7, "color": "0.4", "ha": "right", "va": "bottom"}
+        style: dict[str, Any] = {"fontsize": 7, "color": "0.4", "ha": "right", "va": "bottom"}
         axes.annotate(label, (1, value), (-2, 2), ("axes fraction", "data"), textcoords="offset points", **style)
     if len(curve.shuffled):
         found = clean + sign * curve.shuffled.mean(-1).numpy()
@@ -43,8 +47,8 @@ def draw_curve(result: Ablation, folder: Path) -> list[Path]:
     if curve.ranked is not None:
         found = clean + sign * curve.ranked.mean(-1).numpy()
         label = f"by {curve.ranking} (area {curve.areas[curve.ranking]:.3g})"
-        style = {"marker": "o", "markersize": 3} if len(curve.counts) <= MOST_NAMED else {}
-        axes.plot(curve.counts, found, color="#2563ab", linewidth=1.5, label=label, **style)
+        dots: dict[str, Any] = {"marker": "o", "markersize": 3} if len(curve.counts) <= MOST_NAMED else {}
+        axes.plot(curve.counts, found, color="#2563ab", linewidth=1.5, label=label, **dots)
     if named:
         names = ["none", *(f"+ {result.names.name(site)}" for site in curve.sites)]
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90, parse_math=False)
@@ -72,7 +76,9 @@ def draw_backup(result: Ablation, one: Backup, folder: Path, name: str) -> list[
     title = f"{result.names.name(one.site)} ablated: direct effects on the logits, after − before"
     unit = f"change (it loses {one.lost:.3g})"
     rows = list(map(str, range(layers)))
-    return draw_heatmap(Heatmap(values, rows, columns, ("layer", "head"), unit, title), folder, name)
+    return draw_files(
+        lambda: draw_heatmap(Heatmap(values, rows, columns, ("layer", "head"), unit, title)), folder, name
+    )
 
 
 def draw_interactions(result: Ablation, one: Additivity, folder: Path) -> list[Path]:
@@ -82,7 +88,9 @@ def draw_interactions(result: Ablation, one: Additivity, folder: Path) -> list[P
     np.fill_diagonal(values, np.nan)
     title = f"Joint effect of two sites − the sum of their effects ({result.metric})"
     unit = "interaction (joint − sum)"
-    return draw_heatmap(Heatmap(values, names, names, ("site", "site"), unit, title), folder, "interactions")
+    return draw_files(
+        lambda: draw_heatmap(Heatmap(values, names, names, ("site", "site"), unit, title)), folder, "interactions"
+    )
 
 
 def _layer(component: str) -> int:

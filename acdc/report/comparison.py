@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from acdc.evaluation.comparison import CircuitComparison
-from acdc.report.html import OWN_PAIRS, Section, number, table
+from acdc.report.html import OWN_PAIRS, Section, table
+from acdc.report.numbers import number
 
 MAX_ROWS = 100  # edges listed
 

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from acdc.patching.direct import Direct, Shares
 from acdc.report.grades import image
-from acdc.report.html import Section, number, table
-from acdc.report.maps import new_figure, save_figure
+from acdc.report.html import Section, table
+from acdc.report.numbers import number
+from acdc.report.style import new_figure, save_figure
 
 MOST_BARS = 40  # of a picture; of more parts the largest are shown
 MOST_NUMBERED = 16  # heads of a layer whose cells have room for a number

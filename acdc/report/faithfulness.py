@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from acdc.report.grid import Grid, listed, share
-from acdc.report.html import EXPLANATIONS, Section, number
+from acdc.report.grid import Grid, listed
+from acdc.report.html import EXPLANATIONS, Section
+from acdc.report.numbers import number, share
 
 Values = Mapping[str, Any]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from acdc.metrics import ROUNDING
 from acdc.patching.features import Example, PatchedFeatures
-from acdc.report.grid import thousandths
-from acdc.report.html import Section, number, table
-from acdc.report.maps import KEPT_OR_LOST, new_figure, save_figure
+from acdc.report.html import Section, table
+from acdc.report.numbers import number, thousandths
+from acdc.report.patch.sites import KEPT_OR_LOST
+from acdc.report.style import new_figure, save_figure
 
 MOST_DRAWN = 20  # bars
 MOST_ON_CONSOLE = 10
@@ -153,7 +155,7 @@ def draw_agreement(patched: PatchedFeatures, i: int, folder: Path) -> list[Path]
         if len(taken) < MOST_NAMED and free and math.hypot(x[site], y[site]) > 0.02 * (high - low):
             taken.append((right, up))
             near_edge = axes.transAxes.inverted().transform((right, up))[0] > 0.8
-            style = {"xytext": (-5 if near_edge else 5, 3), "ha": "right" if near_edge else "left"}
+            style: dict[str, Any] = {"xytext": (-5 if near_edge else 5, 3), "ha": "right" if near_edge else "left"}
             name = site_name(patched, i, site)
             axes.annotate(name, (x[site], y[site]), textcoords="offset points", fontsize=7, parse_math=False, **style)
     axes.set_xlabel("attribution: gradient × change", fontsize=9)

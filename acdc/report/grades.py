@@ -14,8 +14,8 @@ from rich.text import Text
 
 from acdc.evaluation.grading import Graded
 from acdc.evaluation.roc import RULES
-from acdc.report.grid import share
-from acdc.report.html import Section, number, table
+from acdc.report.html import Section, table
+from acdc.report.numbers import number, share
 
 MOST_EDGES = 200  # listed
 RATES = ("precision", "recall")

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from markupsafe import Markup
+
 from acdc.circuit import Circuit
-from acdc.files import write_atomically
 from acdc.graph import LETTERS, Edge, node_of, parse_node
+from acdc.report import view, writer
+from acdc.report.numbers import number
 
 MAX_ROWS = 500  # edges listed in a report; circuit.json has all of them
 
@@ -68,15 +70,12 @@ class Section:
 
 def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write a self-contained HTML page; `title` and `lead` are plain text, empty sections are left out."""
-    parts = []
-    for section in sections:
-        if section.html and section.open:
-            parts.append(f"<section><h2>{escape(section.title)}</h2>{section.html}</section>")
-        elif section.html:
-            head = f"<summary><h2>{escape(section.title)}</h2></summary>"
-            parts.append(f"<section><details>{head}{section.html}</details></section>")
-    page = Template(PAGE).substitute(title=escape(title), lead=escape(lead), style=STYLE, body="\n".join(parts))
-    write_atomically(path, page)
+    writer.write_page(path, title, lead, [as_view(section) for section in sections])
+
+
+def as_view(section: Section) -> view.Section:
+    """A section that is HTML already, as a part of a view."""
+    return view.Section(section.title, [Markup(section.html)] if section.html else [], section.open)
 
 
 def write_report(
@@ -155,17 +154,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterabl
     head = f"<thead>{row(header, 'th')}</thead>" if any(header) else ""
     body = "".join(row(cells, "td") for cells in rows)
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def number(value: Any) -> str:
-    """A value for a reader: four significant digits, thousands separated, a dash for what is missing."""
-    if isinstance(value, bool) or value is None:
-        return "—" if value is None else "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return "—" if math.isnan(value) else f"{value:z,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
 
 
 def picture(svg: str) -> str:
@@ -298,79 +286,3 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 ZOOMS = (("fit", "Fit"), ("0.8", "−"), ("1.25", "+"), ("full", "100%"))
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --soft: #5b6470; --line: #dfe3e8; --back: #fff; --card: #f6f7f9;
-  --accent: #2563ab; --minus: #b4532a; --warn: #fff4d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #a0a8b3; --line: #363c44; --back: #15181c;
-  --card: #1e2227; --accent: #6ea8e8; --minus: #e08a5f; --warn: #3a3115; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; background: var(--back); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
-h2 { font-size: 1.15rem; margin: 0 0 .6rem; }
-.lead { font-size: 1.12rem; margin: 0 0 1.5rem; }
-section { margin: 2.2rem 0; }
-summary { cursor: pointer; } summary h2 { display: inline; }
-details > :not(summary) { margin-top: .6rem; }
-code, pre { font: .9em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .94rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
-th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child, td:first-child { padding-left: 0; white-space: nowrap; }
-tbody:only-child td:first-child { width: 14rem; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:has(> .bar) { width: 45%; vertical-align: middle; }
-.bar { display: block; height: .7em; border-radius: 2px; background: var(--accent); min-width: 1px; }
-.bar.minus { background: var(--minus); }
-.heat { display: inline-block; min-width: 2.2em; padding: 0 .4em; border-radius: 4px;
-  background: color-mix(in srgb, var(--accent) calc(var(--share) * .6), transparent); }
-.notes { background: var(--warn); border-radius: 8px; margin: 0; padding: .8rem 1rem .8rem 2rem; }
-.picture { margin: 0; border: 1px solid var(--line); border-radius: 8px; background: #fff; }
-.canvas { overflow: auto; max-height: 85vh; padding: .5rem; text-align: center; }
-.canvas svg { width: auto; max-width: 100%; height: auto; max-height: calc(85vh - 1rem); }
-.zoom { display: flex; justify-content: flex-end; gap: .25rem; padding: .5rem .5rem 0; }
-.zoom button { font: inherit; font-size: .85rem; padding: .1rem .55rem; border: 1px solid #cfd5dc; border-radius: 6px;
-  background: #ffffffd9; color: #1c2126; cursor: pointer; }
-.sr { position: absolute; clip-path: inset(50%); }
-img, section > svg { max-width: 100%; height: auto; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } .zoom { display: none; }
-  .canvas { overflow: visible; max-height: none; } .canvas svg { max-height: 60vh; } section { margin: 1.4rem 0; }
-  .scroll { overflow: visible; } table { font-size: .8rem; } th, td { padding: .15rem .45rem; }
-  tr, figure, .notes { break-inside: avoid; }
-  h2 { break-after: avoid; } .bar, .heat, .notes { print-color-adjust: exact; } }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header><h1>$title</h1><p class="lead">$lead</p></header>
-<main>
-$body
-</main>
-<script>
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(details => details.open = true));
-document.querySelectorAll(".picture").forEach(figure => {
-  const canvas = figure.querySelector(".canvas"), svg = canvas.querySelector("svg");
-  figure.querySelectorAll("button").forEach(button => button.addEventListener("click", () => {
-    const zoom = button.dataset.zoom, fit = zoom === "fit", full = svg.viewBox.baseVal.width * 4 / 3;
-    const x = (canvas.scrollLeft + canvas.clientWidth / 2) / canvas.scrollWidth;
-    const y = (canvas.scrollTop + canvas.clientHeight / 2) / canvas.scrollHeight;
-    const width = zoom === "full" ? full : svg.getBoundingClientRect().width * zoom;
-    svg.style.maxWidth = svg.style.maxHeight = fit ? "" : "none";
-    svg.style.width = fit ? "" : width + "px";
-    canvas.scrollTo(x * canvas.scrollWidth - canvas.clientWidth / 2, y * canvas.scrollHeight - canvas.clientHeight / 2);
-  }));
-});
-</script>
-</body>
-</html>
-"""

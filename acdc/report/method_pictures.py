@@ -11,8 +11,8 @@ from acdc.circuit import Circuit
 from acdc.evaluation.comparison import CircuitComparison
 from acdc.evaluation.method_table import SHARE, Judge, Judged
 from acdc.formats.dot import Marks
-from acdc.report.maps import new_figure, save_figure
 from acdc.report.picture import render_all
+from acdc.report.style import new_figure, save_figure
 
 COLOURS = ("#2563ab", "#c2571a", "#3f9c79", "#8e44ad", "#c0392b", "#7f6a2b", "#16a5b8", "#d16ba5", "#5d6d1e", "#34495e")
 SHARED = {"alone": "#d9730d", "some": "#8fb3d9", "most": "#2f6db5", "all": "#0b2f66"}

@@ -10,8 +10,9 @@ from acdc.evaluation.comparison import CircuitComparison
 from acdc.evaluation.method_table import SHARE, Judge, Judged
 from acdc.report.comparison import comparison_section
 from acdc.report.grades import image
-from acdc.report.grid import Grid, listed, share
+from acdc.report.grid import Grid, listed
 from acdc.report.html import Section, picture
+from acdc.report.numbers import share
 
 TITLE = "The methods in one table"
 _SHORT = {

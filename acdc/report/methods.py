@@ -8,7 +8,8 @@ from typing import Any
 
 from acdc import discovery
 from acdc.circuit import Circuit
-from acdc.report.html import Section, number, table
+from acdc.report.html import Section, table
+from acdc.report.numbers import number
 
 MOST_NAMED = 60  # edges in a list
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from acdc.evaluation.pair_check import PairCheck, PairRecord
 from acdc.evaluation.pair_filter import FILTERS, limits_table
-from acdc.report.html import Section, number, table
+from acdc.report.html import Section, table
+from acdc.report.numbers import number
 
 WORST = 10  # pairs shown in full
 MOST_PLACES = 12

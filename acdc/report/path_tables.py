@@ -13,8 +13,8 @@ from rich.tree import Tree
 from acdc.graph import node_of
 from acdc.patching.path_result import PatchedPaths, PathMap
 from acdc.report.grades import image
-from acdc.report.grid import thousandths
 from acdc.report.html import Section, picture, table
+from acdc.report.numbers import thousandths
 
 MOST_ON_CONSOLE = 10
 MOST_ON_PAGE = 100

@@ -11,8 +11,9 @@ import numpy as np
 from acdc.circuit import Circuit
 from acdc.graph import Edge, Graph, parse_node
 from acdc.patching.path_result import PatchedPaths, PathMap
-from acdc.report.maps import KEPT_OR_LOST, new_figure, save_figure
+from acdc.report.patch.sites import KEPT_OR_LOST
 from acdc.report.picture import render_all
+from acdc.report.style import new_figure, save_figure
 
 MOST_PANELS = 12  # of a picture; of more receivers the most important are shown
 MOST_NUMBERED = 17  # columns whose cells have room for a number

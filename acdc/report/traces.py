@@ -8,7 +8,8 @@ import numpy as np
 
 from acdc.patching.sites import KINDS
 from acdc.patching.traced import Traced, TraceMap
-from acdc.report.maps import STEPS, new_figure, save_figure
+from acdc.report.maps import STEPS
+from acdc.report.style import new_figure, save_figure
 
 MOST_WITH_ERRORS = 16  # columns whose cells have room for a standard error
 MOST_LABELLED = 32  # and for a number

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from acdc.patching.traced import Traced
 from acdc.report.grades import image
-from acdc.report.grid import thousandths
-from acdc.report.html import Section, number, table
+from acdc.report.html import Section, table
+from acdc.report.numbers import number, thousandths
 
 MOST_ON_CONSOLE = 5  # of each site
 MOST_ON_PAGE = 50

@@ -16,8 +16,9 @@ from acdc.evaluation.method_table import strengths
 from acdc.jobs.evaluate.part import Part, Row, of, settings_of, spread, stem
 from acdc.jobs.prepare import Prepared
 from acdc.report.grades import image
-from acdc.report.grid import Grid, share
-from acdc.report.html import Section, number
+from acdc.report.grid import Grid
+from acdc.report.html import Section
+from acdc.report.numbers import number, share
 from acdc.report.yardsticks import draw_areas
 
 _TITLE = "Areas over sizes of circuits (MIB)"

@@ -12,8 +12,9 @@ from acdc.evaluation.completeness import Completeness, completeness, knockable
 from acdc.jobs.evaluate.part import Part, Row, of, randoms_of, settings_of, spread, stem
 from acdc.jobs.prepare import Prepared
 from acdc.report.grades import image
-from acdc.report.grid import Grid, share
-from acdc.report.html import Section, number
+from acdc.report.grid import Grid
+from acdc.report.html import Section
+from acdc.report.numbers import number, share
 from acdc.report.yardsticks import draw_completeness
 
 _HEADER = ["", "mean", "of clean − corrupted", "largest"]

@@ -15,7 +15,8 @@ from acdc.evaluation.hypothesis import LEVEL, Scores, Test, equivalence, indepen
 from acdc.jobs.evaluate.part import Part, Row, of, randoms_of, settings_of
 from acdc.jobs.prepare import Prepared
 from acdc.report.grid import Grid
-from acdc.report.html import Section, number
+from acdc.report.html import Section
+from acdc.report.numbers import number
 
 _HEADER = ["test", "H0 (an ideal circuit)", "statistic", "p", "verdict", "random, p"]
 _MEANING = (

@@ -14,8 +14,9 @@ from acdc.evaluation.minimality import Minimality, minimality, prune_again, thre
 from acdc.jobs.evaluate.part import Part, Row, of, randoms_of, settings_of, stem
 from acdc.jobs.prepare import Prepared
 from acdc.report.grades import image
-from acdc.report.grid import Grid, share
-from acdc.report.html import Section, number
+from acdc.report.grid import Grid
+from acdc.report.html import Section
+from acdc.report.numbers import number, share
 from acdc.report.yardsticks import draw_minimality
 
 _OF_RANDOM = 32  # edges looked at of each random circuit

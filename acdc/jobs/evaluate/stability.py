@@ -14,8 +14,9 @@ from acdc.evaluation.stability import stability
 from acdc.jobs.common import progress_bar
 from acdc.jobs.evaluate.part import Part, Row, of, randoms_of, settings_of
 from acdc.jobs.prepare import Prepared
-from acdc.report.grid import Grid, share
+from acdc.report.grid import Grid
 from acdc.report.html import Section
+from acdc.report.numbers import share
 
 _CHANGED = {"pairs": "pairs, resampled", "seeds": "seed of the task", "orders": "order of the heads"}
 _HEADER = ["changed", "Jaccard, mean", "least", "most", "of each other", "edges"]

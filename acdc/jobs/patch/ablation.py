@@ -27,7 +27,8 @@ from acdc.report.ablation import (
     summary_lines,
 )
 from acdc.report.ablation_plots import draw_backup, draw_curve, draw_effects, draw_interactions
-from acdc.report.html import configuration, notes_section, number, write_page
+from acdc.report.html import configuration, notes_section, write_page
+from acdc.report.numbers import number
 from acdc.report.pairs import pairs_section
 from acdc.tracking import say
 

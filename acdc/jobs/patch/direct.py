@@ -17,7 +17,8 @@ from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import direct
 from acdc.patching.direct import Direct
 from acdc.report.direct import draw_shares, shares_section, shares_table
-from acdc.report.html import configuration, notes_section, number, write_page
+from acdc.report.html import configuration, notes_section, write_page
+from acdc.report.numbers import number
 from acdc.report.pairs import pairs_section
 
 

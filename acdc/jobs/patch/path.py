@@ -16,7 +16,8 @@ from acdc.jobs.prepare import Prepared
 from acdc.jobs.resolved import resolved_yaml
 from acdc.patching import path
 from acdc.patching.path_result import PatchedPaths
-from acdc.report.html import configuration, notes_section, number, write_page
+from acdc.report.html import configuration, notes_section, write_page
+from acdc.report.numbers import number
 from acdc.report.pairs import pairs_section
 from acdc.report.path_tables import levels_section, levels_tree, path_maps_section, paths_section, paths_table
 from acdc.report.paths import draw_levels, draw_paths

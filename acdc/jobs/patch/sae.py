@@ -28,7 +28,8 @@ from acdc.report.features import (
     site_name,
 )
 from acdc.report.grades import image
-from acdc.report.html import Section, configuration, notes_section, number, write_page
+from acdc.report.html import Section, configuration, notes_section, write_page
+from acdc.report.numbers import number
 from acdc.report.pairs import pairs_section
 from acdc.tracking import say
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from acdc.report.grid import share, thousandths
+from acdc.report.numbers import share, thousandths
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,199 @@
+"""The one writer: it turns any result and its view into files, a page and console output."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from rich import table as rich_table
+from rich.console import Console
+from rich.text import Text
+
+from acdc.files import write_atomically, write_json
+from acdc.report.style import draw_files
+from acdc.report.view import Block, Figure, Folded, Section, Table, View
+from acdc.result import Labelled, Result
+
+log = logging.getLogger(__name__)
+FEW = 12  # rows of a long table on the console
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a job wrote.
+
+    Attributes
+    ----------
+    summary : mapping
+        The numbers of `metrics.json`.
+    files : mapping of str to Path
+        The files by name.
+    tables : mapping of str to pandas.DataFrame
+        The tables by name, for a tracker.
+    """
+
+    summary: Mapping[str, object]
+    files: Mapping[str, Path]
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def write(
+    result: Result,
+    view: View,
+    folder: Path,
+    console: Console,
+    *,
+    notes: Sequence[str] = (),
+    closing: Sequence[Section] = (),
+    measured: Mapping[str, object] | None = None,
+) -> Written:
+    """Show a result on the console and write it into an existing folder. Each file appears whole or not at all.
+
+    Written are NAME.csv for each table, NAME.npz for each group of arrays, NAME.svg and NAME.png for each figure,
+    `report.html` and `metrics.json`.
+
+    Parameters
+    ----------
+    result, view
+        What was computed, and what is shown of it.
+    folder, console
+    notes : sequence of str
+        Further notes for the page; they stand before the result's own. The console shows the result's own only.
+    closing : sequence of Section
+        Sections that stand at the end of the page.
+    measured : mapping, optional
+        What the result does not know, such as `seconds`; added to the summary.
+
+    Returns
+    -------
+    Written
+    """
+    for item in view.console:
+        show(console, item)
+    for note in result.notes():
+        log.warning("%s", note)
+        show(console, f"note: {note}")
+    tables = {name: table for name, table in result.tables().items() if len(table)}
+    files = {}
+    for name, table in tables.items():
+        files[f"{name}.csv"] = folder / f"{name}.csv"
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    for name, arrays in result.arrays().items():
+        files[f"{name}.npz"] = folder / f"{name}.npz"
+        write_atomically(folder / f"{name}.npz", _compressed(arrays))
+    sections = [*view.sections, *closing]
+    figures = {figure.name: figure for section in sections for figure in _figures(section.blocks)}
+    for figure in figures.values():
+        files |= {path.name: path for path in draw_files(figure.draw, folder, figure.name)}
+    files["report.html"] = folder / "report.html"
+    images = {name: files[f"{name}.svg"].read_bytes() for name in figures}
+    write_page(files["report.html"], view.title, view.lead, sections, [*notes, *result.notes()], images)
+    summary = {**result.summary(), **(measured or {})}
+    files["metrics.json"] = folder / "metrics.json"
+    write_json(files["metrics.json"], summary)
+    for name in sorted(files):
+        if name.endswith((".csv", ".html")):
+            show(console, f"{name.partition('.')[0]:<20} {files[name]}")
+    return Written(summary, files, tables)
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    notes: Sequence[str] = (),
+    images: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a self-contained HTML page.
+
+    Parameters
+    ----------
+    path, title, lead
+    sections : sequence of Section
+    notes : sequence of str
+        What the reader should see first, one line each.
+    images : mapping of str to bytes, optional
+        The figures of the sections as SVG, by name.
+    """
+    encoded = {name: base64.b64encode(data).decode() for name, data in (images or {}).items()}
+    page = _TEMPLATES.get_template("page.html.jinja")
+    write_atomically(path, page.render(title=title, lead=lead, notes=notes, sections=sections, images=encoded))
+
+
+def show(console: Console, item: object) -> None:
+    """Print a table as the console shows it, and a line as it is: no markup, no colours, not cut at the right."""
+    if isinstance(item, Table):
+        console.print(console_table(item))
+    elif isinstance(item, str):
+        console.print(item, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(item)
+
+
+def console_table(one: Table) -> rich_table.Table:
+    """Make the console's form of a table."""
+    shown = rich_table.Table(
+        title=one.title,
+        title_justify="left",
+        caption=Text(one.caption) if one.caption else None,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+        min_width=len(one.title),
+    )
+    for i, name in enumerate(one.header):
+        shown.add_column(Text(name), justify="left" if one.is_left(i) else "right", overflow="fold")
+    for row in one.rows[:FEW] if one.few else one.rows:
+        shown.add_row(*map(Text, row))
+    if one.few and len(one.rows) > FEW:
+        shown.add_row(f"and {len(one.rows) - FEW:,} more")
+    return shown
+
+
+def _compressed(arrays: Mapping[str, Labelled]) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **{name: array.values for name, array in arrays.items()})
+    return content.getvalue()
+
+
+def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
+    for block in blocks:
+        if isinstance(block, Figure):
+            yield block
+        elif isinstance(block, Folded):
+            yield from _figures(block.blocks)
+
+
+def _words(text: str) -> Markup:
+    """Escape a text; what stands in `backticks` becomes code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _inline_svg(svg: str) -> Markup:
+    """Prepare an SVG file's text, which this package drew itself, to stand inside a page: without its XML head."""
+    drawing = re.sub(r"^.*?(?=<svg\b)", "", svg, flags=re.DOTALL)
+    return Markup(drawing.replace("<svg ", '<svg role="img" aria-label="drawing of the circuit" ', 1))
+
+
+def _kind(block: object) -> str:
+    return type(block).__name__
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+_TEMPLATES.filters |= {"words": _words, "inline_svg": _inline_svg, "kind": _kind}
