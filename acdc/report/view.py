@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
@@ -38,6 +39,7 @@ class Table:
         Shown on the console; on a page the words around the table say what it is.
     header : sequence of str
     rows : sequence of sequence of str
+        A cell may be `markupsafe.Markup` on a page.
     left : int
         The first columns that are aligned to the left; the others are aligned to the right.
     few : bool
@@ -84,9 +86,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Graphic:
-    """A drawing of a graph, as SVG, in a frame that scrolls and zooms."""
+    """A drawing of a graph, in a frame that scrolls and zooms.
 
-    svg: str
+    Attributes
+    ----------
+    name : str
+        It is written as NAME.svg and NAME.png.
+    draw : callable
+        Writes the files it is given, as `acdc.report.picture.render_all` does; returns the files it wrote and a warning
+        that becomes a note.
+    """
+
+    name: str
+    draw: Callable[[Sequence[Path]], tuple[Sequence[Path], str]]
 
 
 @dataclass(frozen=True)

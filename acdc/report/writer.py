@@ -20,7 +20,7 @@ from rich.text import Text
 
 from acdc.files import write_atomically, write_json
 from acdc.report.style import draw_files
-from acdc.report.view import Block, Figure, Folded, Section, Table, View
+from acdc.report.view import Block, Figure, Folded, Graphic, Section, Table, View
 from acdc.result import Labelled, Result
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def write(
     notes : sequence of str
         Further notes for the page; they stand before the result's own. The console shows the result's own only.
     closing : sequence of Section
-        Sections that stand at the end of the page.
+        Sections at the end of the page.
     measured : mapping, optional
         What the result does not know, such as `seconds`; added to the summary.
 
@@ -91,12 +91,11 @@ def write(
         files[f"{name}.npz"] = folder / f"{name}.npz"
         write_atomically(folder / f"{name}.npz", _compressed(arrays))
     sections = [*view.sections, *closing]
-    figures = {figure.name: figure for section in sections for figure in _figures(section.blocks)}
-    for figure in figures.values():
-        files |= {path.name: path for path in draw_files(figure.draw, folder, figure.name)}
+    drawn, warnings = _draw([block for section in sections for block in _pictures(section.blocks)], folder)
+    files |= drawn
+    images = {path.stem: path.read_bytes() for path in drawn.values() if path.suffix == ".svg"}
     files["report.html"] = folder / "report.html"
-    images = {name: files[f"{name}.svg"].read_bytes() for name in figures}
-    write_page(files["report.html"], view.title, view.lead, sections, [*notes, *result.notes()], images)
+    write_page(files["report.html"], view.title, view.lead, sections, [*notes, *result.notes(), *warnings], images)
     summary = {**result.summary(), **(measured or {})}
     files["metrics.json"] = folder / "metrics.json"
     write_json(files["metrics.json"], summary)
@@ -123,11 +122,10 @@ def write_page(
     notes : sequence of str
         What the reader should see first, one line each.
     images : mapping of str to bytes, optional
-        The figures of the sections as SVG, by name.
+        The pictures of the sections as SVG, by name.
     """
-    encoded = {name: base64.b64encode(data).decode() for name, data in (images or {}).items()}
     page = _TEMPLATES.get_template("page.html.jinja")
-    write_atomically(path, page.render(title=title, lead=lead, notes=notes, sections=sections, images=encoded))
+    write_atomically(path, page.render(title=title, lead=lead, notes=notes, sections=sections, images=images or {}))
 
 
 def show(console: Console, item: object) -> None:
@@ -166,12 +164,26 @@ def _compressed(arrays: Mapping[str, Labelled]) -> bytes:
     return content.getvalue()
 
 
-def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
+def _pictures(blocks: Sequence[Block]) -> Iterator[Figure | Graphic]:
     for block in blocks:
-        if isinstance(block, Figure):
+        if isinstance(block, Figure | Graphic):
             yield block
         elif isinstance(block, Folded):
-            yield from _figures(block.blocks)
+            yield from _pictures(block.blocks)
+
+
+def _draw(pictures: Sequence[Figure | Graphic], folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Draw pictures into a folder; return the files by name, and what could not be drawn."""
+    files: dict[str, Path] = {}
+    warnings: list[str] = []
+    for picture in pictures:
+        if isinstance(picture, Figure):
+            paths: Sequence[Path] = draw_files(picture.draw, folder, picture.name)
+        else:
+            paths, warning = picture.draw([folder / f"{picture.name}{suffix}" for suffix in (".svg", ".png")])
+            warnings += [warning] if warning else []
+        files |= {path.name: path for path in paths}
+    return files, list(dict.fromkeys(warnings))
 
 
 def _words(text: str) -> Markup:
@@ -179,10 +191,14 @@ def _words(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _inline_svg(svg: str) -> Markup:
-    """Prepare an SVG file's text, which this package drew itself, to stand inside a page: without its XML head."""
-    drawing = re.sub(r"^.*?(?=<svg\b)", "", svg, flags=re.DOTALL)
+def _inline_svg(svg: bytes) -> Markup:
+    """Prepare an SVG file, which this package drew itself, to stand inside a page: without its XML head."""
+    drawing = re.sub(r"^.*?(?=<svg\b)", "", svg.decode(), flags=re.DOTALL)
     return Markup(drawing.replace("<svg ", '<svg role="img" aria-label="drawing of the circuit" ', 1))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _kind(block: object) -> str:
@@ -196,4 +212,4 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-_TEMPLATES.filters |= {"words": _words, "inline_svg": _inline_svg, "kind": _kind}
+_TEMPLATES.filters |= {"words": _words, "base64": _base64, "inline_svg": _inline_svg, "kind": _kind}
