@@ -15,7 +15,7 @@ from matplotlib import image
 
 from acdc import Experiment, patch
 from acdc.cli import run
-from acdc.report.path_tables import levels_tree
+from acdc.report.patch.path import levels_tree
 
 COLUMNS = ["senders", "receivers", "through", "position", "direction", "recovery", "std", "n", "effect", "metric"]
 

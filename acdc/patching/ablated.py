@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from acdc.graph import Graph
 from acdc.patching.ranking import NamedSites
+from acdc.patching.result import axes_of
 from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
 from acdc.process import undisturbed
+from acdc.result import Labelled, Result, as_table
 
 LEAST = 0.01  # of the largest direct effect: less is none
 
@@ -171,8 +176,11 @@ class Additivity:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The result of `patch=ablation`. `value`, `over`: what stood in. The last three are None where not asked for."""
+class Ablation(Result):
+    """The result of `patch=ablation`. `value`, `over`: what stood in.
+
+    `curve` and `additivity` are None where they were not asked for; `backup_wanted` says whether backups were.
+    """
 
     maps: tuple[Ablated, ...]
     names: NamedSites
@@ -184,6 +192,8 @@ class Ablation:
     curve: Curve | None
     backups: tuple[Backup, ...]
     additivity: Additivity | None
+    graph: Graph
+    backup_wanted: bool
 
     @property
     def stands_in(self) -> str:
@@ -290,34 +300,77 @@ class Ablation:
             for which, joint, total in found
         ]
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `patch.npz`: `SITE_effect` is `layer unit place`, `SITE_effect_pairs` with a last axis for pairs;
-        `SITE_layers`, `_units` (heads or neurons, −1: together), `_places` name the axes; `knockout`, `backup` and
-        `interaction` as far as they were asked for, each with its axes."""
-        arrays: dict[str, Any] = {"clean": self.scale.clean.numpy(), "corrupted": self.scale.corrupted.numpy()}
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {
+            "patch": as_table(self.rows()),
+            "knockout": as_table(self.curve_rows()),
+            "backup": as_table(self.backup_rows()),
+            "additivity": as_table(self.additivity_rows()),
+        }
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `patch.npz`.
+
+        `SITE_effect` is `layer unit place`; `SITE_effect_pairs` has a last axis for the pairs; `SITE_shift`.
+        `SITE_layers`, `SITE_units` (heads or neurons; −1: all together) and `SITE_places` are the labels of the axes.
+        `knockout…`, `backup…` and `interaction…` are there as far as they were asked for.
+        """
+        axes = ("layer", "unit", "place")
+        runs = (("clean", self.scale.clean), ("corrupted", self.scale.corrupted))
+        arrays = {name: Labelled(("pair",), values.numpy()) for name, values in runs}
         for one in self.maps:
             name = one.grid.kind.name
-            arrays[f"{name}_effect"] = one.effect.numpy()
-            arrays[f"{name}_effect_pairs"] = one.effects.numpy()
-            arrays[f"{name}_shift"] = one.shift.distance.numpy()
-            arrays[f"{name}_layers"] = list(one.grid.layers)
-            arrays[f"{name}_units"] = [-1 if unit is None else unit for unit in one.grid.units]
-            arrays[f"{name}_places"] = [place.name for place in one.grid.places]
-        if self.curve is not None:
-            arrays["knockout_counts"] = list(self.curve.counts)
-            arrays["knockout_sites"] = [self.names.name(site) for site in self.curve.sites]
-            arrays["knockout_random"] = self.curve.shuffled.numpy()
-            if self.curve.ranked is not None:
-                arrays["knockout_ranked"] = self.curve.ranked.numpy()
+            arrays[f"{name}_effect"] = Labelled(axes, one.effect.numpy())
+            arrays[f"{name}_effect_pairs"] = Labelled((*axes, "pair"), one.effects.numpy())
+            arrays[f"{name}_shift"] = Labelled(axes, one.shift.distance.numpy())
+            arrays |= axes_of(one.grid)
+        if (curve := self.curve) is not None:
+            arrays["knockout_counts"] = Labelled(("point",), np.array(curve.counts))
+            arrays["knockout_sites"] = Labelled(("site",), self._names(curve.sites))
+            arrays["knockout_random"] = Labelled(("order", "point", "pair"), curve.shuffled.numpy())
+            if curve.ranked is not None:
+                arrays["knockout_ranked"] = Labelled(("point", "pair"), curve.ranked.numpy())
         if self.backups:
-            arrays["backup_ablated"] = [self.names.name(one.site) for one in self.backups]
-            arrays["backup_components"] = list(self.backups[0].components)
-            arrays["backup_before"] = self.backups[0].before.numpy()
-            arrays["backup_after"] = torch.stack([one.after for one in self.backups]).numpy()
+            first = self.backups[0]
+            after = torch.stack([one.after for one in self.backups])
+            arrays["backup_ablated"] = Labelled(("site",), self._names([one.site for one in self.backups]))
+            arrays["backup_components"] = Labelled(("component",), np.array(first.components))
+            arrays["backup_before"] = Labelled(("component", "pair"), first.before.numpy())
+            arrays["backup_after"] = Labelled(("site", "component", "pair"), after.numpy())
         if self.additivity is not None:
-            arrays["interaction_sites"] = [self.names.name(site) for site in self.additivity.sites]
-            arrays["interaction"] = self.additivity.interactions.mean(-1).numpy()
-        return arrays
+            arrays["interaction_sites"] = Labelled(("site",), self._names(self.additivity.sites))
+            arrays["interaction"] = Labelled(("site", "site"), self.additivity.interactions.mean(-1).numpy())
+        return {"patch": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, how much was ablated, and the main findings."""
+        site, effects = max(self.ranked(), key=lambda item: float(item[1].mean()))
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": float(self.scale.clean.mean()),
+            "corrupted": float(self.scale.corrupted.mean()),
+            "sites": sum(len(one.grid) for one in self.maps),
+            "pairs": len(self.scale.clean),
+            "shifted": sum(bool(row["shifted"]) for row in self.rows()),
+            "strongest": self.names.name(site),
+            "strongest_effect": float(effects.mean()),
+        }
+        if self.curve is not None:
+            areas = self.curve.areas
+            summary |= {"knockout_area": areas.get(self.curve.ranking), "knockout_area_random": areas.get("random")}
+        for one in self.backups:
+            summary[f"compensation_{self.names.name(one.site)}"] = one.compensation
+        if rows := self.additivity_rows():
+            summary |= {"joint_effect": rows[-1]["joint"], "interaction": rows[-1]["interaction"]}
+        return summary
+
+    def notes(self) -> tuple[str, ...]:
+        if self.backup_wanted and not self.backups:
+            return ("backup: none of the sites has both a direct effect on the logits and a head or MLP behind it",)
+        return ()
+
+    def _names(self, sites: Sequence[Site]) -> np.ndarray:
+        return np.array([self.names.name(site) for site in sites])
 
     def _measured(self, effects: Tensor) -> dict[str, Any]:
         effect = float(effects.mean())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -208,6 +208,8 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         curve=None,
         backups=(),
         additivity=None,
+        graph=experiment.graph,
+        backup_wanted=bool(settings.backup),
     )
     ranked = result.ranked()
     by_site = dict(ranked)
@@ -219,7 +221,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     chosen = strongest(ranked, plan.additivity) if isinstance(plan.additivity, int) else plan.additivity
     additivity = _additivity(effects, chosen, by_site) if len(chosen) > 1 else None
     tick.finish()
-    return Ablation(**{**vars(result), "curve": curve, "backups": tuple(backups), "additivity": additivity})
+    return replace(result, curve=curve, backups=tuple(backups), additivity=additivity)
 
 
 def _curve(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from acdc.experiment import Experiment
 from acdc.model.forward import streams
 from acdc.patching import base
 from acdc.patching.base import Progress
+from acdc.result import Labelled, Result, as_table
 
 WAYS = ("layer", "sublayer", "head", "neuron")
 
@@ -86,7 +89,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Result):
     """The result. `clean`, `corrupted`: the metric of each pair, `pair`."""
 
     shares: tuple[Shares, ...]
@@ -120,14 +123,37 @@ class Direct:
                 )
         return rows
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `direct.npz`: `BY_clean`, `BY_corrupted` (`part pair`), `BY_parts`; `clean`, `corrupted`: the
-        metric of each pair."""
-        arrays: dict[str, Any] = {"clean": self.clean.numpy(), "corrupted": self.corrupted.numpy()}
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"direct": as_table(self.rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `direct.npz`.
+
+        `BY_clean` and `BY_corrupted` are the shares, `part pair`; `BY_parts` are the names of the parts; `clean` and
+        `corrupted` are the metric, `pair`.
+        """
+        runs = (("clean", self.clean), ("corrupted", self.corrupted))
+        arrays = {name: Labelled(("pair",), values.numpy()) for name, values in runs}
         for one in self.shares:
-            arrays[f"{one.by}_clean"], arrays[f"{one.by}_corrupted"] = one.clean.numpy(), one.corrupted.numpy()
-            arrays[f"{one.by}_parts"] = [str(part) for part in one.parts]
-        return arrays
+            arrays[f"{one.by}_clean"] = Labelled(("part", "pair"), one.clean.numpy())
+            arrays[f"{one.by}_corrupted"] = Labelled(("part", "pair"), one.corrupted.numpy())
+            arrays[f"{one.by}_parts"] = Labelled(("part",), np.array([str(part) for part in one.parts]))
+        return {"direct": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return the metric of both runs, and the largest share of each way."""
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": float(self.clean.mean()),
+            "corrupted": float(self.corrupted.mean()),
+            "pairs": len(self.clean),
+        }
+        for one in self.shares:
+            means = one.clean.mean(-1)
+            summary[f"{one.by}_parts"] = len(one.parts)
+            summary[f"{one.by}_largest"] = str(one.parts[int(means.argmax())])
+            summary[f"{one.by}_largest_share"] = float(means.max())
+        return summary
 
 
 def check(experiment: Experiment, settings: Settings) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from acdc.model.sae import SparseAutoencoder
 from acdc.patching.reconstruction import Reconstruction
 from acdc.patching.result import SiteMap
 from acdc.process import undisturbed
+from acdc.result import Labelled, Result, as_table
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class PatchedFeatures:
+class PatchedFeatures(Result):
     """The result of patching features.
 
     Attributes
@@ -50,6 +53,7 @@ class PatchedFeatures:
         gradient is nil by definition.
     examples: for each feature the tokens on which it is most active, no token's text twice.
     subset: the name of the choice of features and positions, empty if all were patched.
+    warnings: what the reader should be warned of.
     """
 
     sae: SparseAutoencoder
@@ -59,6 +63,7 @@ class PatchedFeatures:
     examples: dict[int, list[Example]]
     metric: str
     subset: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def clean(self) -> float:
@@ -118,22 +123,65 @@ class PatchedFeatures:
                 )
         return rows
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `patch.npz`: `DIRECTION` is recovery, `feature place`; `DIRECTION_pairs` has a last axis for the
-        pairs; `DIRECTION_attribution`; `features` and `places` name the axes; `active` has every active feature."""
-        grid = self.maps[0].grid
-        arrays: dict[str, Any] = {
-            "features": np.array(grid.units, dtype=np.int64),
-            "places": [place.name for place in grid.places],
-            "active": self.reconstruction.active.cpu().numpy(),
-            "clean": self.maps[0].clean.numpy(),
-            "corrupted": self.maps[0].corrupted.numpy(),
+    def site_name(self, i: int, site: int) -> str:
+        """Return the name of a site (feature × place) of map i, as a reader sees it."""
+        grid = self.maps[i].grid
+        feature, place = grid.units[site // len(grid.places)], grid.places[site % len(grid.places)]
+        return f"{feature} @{place.label}" if grid.by == "feature_position" else str(feature)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"patch": as_table(self.rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `patch.npz`.
+
+        `DIRECTION` is the recovery, `feature place`; `DIRECTION_pairs` has a last axis for the pairs;
+        `DIRECTION_attribution`. `features` and `places` are the labels of the axes; `active` has every active feature.
+        """
+        first, axes = self.maps[0], ("feature", "place")
+        arrays = {
+            "features": Labelled(("feature",), np.array(first.grid.units, dtype=np.int64)),
+            "places": Labelled(("place",), np.array([place.name for place in first.grid.places])),
+            "active": Labelled(("active",), self.reconstruction.active.cpu().numpy()),
+            "clean": Labelled(("pair",), first.clean.numpy()),
+            "corrupted": Labelled(("pair",), first.corrupted.numpy()),
         }
         for one, attribution in zip(self.maps, self.attributions, strict=True):
-            arrays[one.direction] = one.recovery[0].numpy()
-            arrays[f"{one.direction}_pairs"] = one.recoveries[0].numpy()
-            arrays[f"{one.direction}_attribution"] = attribution.numpy()
-        return arrays
+            arrays[one.direction] = Labelled(axes, one.recovery[0].numpy())
+            arrays[f"{one.direction}_pairs"] = Labelled((*axes, "pair"), one.recoveries[0].numpy())
+            arrays[f"{one.direction}_attribution"] = Labelled(axes, attribution.numpy())
+        return {"patch": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, the reconstruction, and the best feature of each direction."""
+        check = self.reconstruction
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            "sae": self.sae.name,
+            "site": self.sae.site,
+            "pairs": len(self.maps[0].clean),
+            "features": self.sae.d_sae,
+            "active": len(check.active),
+            "patched": len(self.maps[0].grid.units),
+            "l0": check.l0,
+            "explained": check.explained,
+            "explained_later": check.explained_later,
+            "spliced": check.metric,
+            "spliced_recovery": check.recovered,
+            "loss": check.loss,
+            "loss_recovered": check.loss_recovered,
+        }
+        for i, one in enumerate(self.maps):
+            best = int(self.effects(i).flatten().abs().argmax())
+            summary[f"{one.direction}_strongest"] = self.site_name(i, best)
+            summary[f"{one.direction}_recovery"] = float(one.recovery.flatten()[best])
+            summary[f"{one.direction}_rank_correlation"] = self.correlation(i)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+
+    def notes(self) -> tuple[str, ...]:
+        return self.warnings
 
 
 @undisturbed

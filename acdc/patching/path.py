@@ -131,9 +131,14 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     for direction in settings.directions:
         maps += [sweep(direction, paths)] if settings.from_ is None else _levels(sweep, direction, paths)
     given = settings.through if isinstance(settings.through, str) else "+".join(settings.through)
-    root = settings.from_ or ""
     return PatchedPaths(
-        tuple(maps), experiment.metric_name, given or "none", _place(experiment, settings), root, settings.limit
+        maps=tuple(maps),
+        metric=experiment.metric_name,
+        through=given or "none",
+        place=_place(experiment, settings),
+        root=settings.from_ or "",
+        limit=settings.limit,
+        graph=experiment.graph,
     )
 
 

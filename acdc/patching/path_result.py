@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from torch import Tensor
 
+from acdc.graph import Graph
 from acdc.patching.path_choice import Path
 from acdc.patching.positions import Place
 from acdc.patching.result import Measured
+from acdc.result import Labelled, Result, as_table
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class PathMap(Measured):
 
 
 @dataclass(frozen=True)
-class PatchedPaths:
+class PatchedPaths(Result):
     """The result of path patching.
 
     Attributes
     ----------
     maps: one a direction, or one a direction and level. through: what was allowed to respond, as it was given.
     place: where the senders were changed. root: the node that levels start from, empty where there are none.
-    limit: of |effect|, below which no sender is followed.
+    limit: of |effect|, below which no sender is followed. graph: of the model.
     """
 
     maps: tuple[PathMap, ...]
@@ -68,6 +72,7 @@ class PatchedPaths:
     place: Place
     root: str
     limit: float
+    graph: Graph
 
     @property
     def clean(self) -> float:
@@ -103,13 +108,40 @@ class PatchedPaths:
                 rows.append({"level": one.level, **row} if one.level else row)
         return rows
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `patch.npz`: `DIRECTION` (of levels `DIRECTION_levelN`) is recovery, `path`; `…_pairs` has a last
-        axis for the pairs; `…_senders` and `…_receivers` name the paths; `clean`, `corrupted`: the metric, `pair`."""
-        arrays: dict[str, Any] = {"clean": self.maps[0].clean.numpy(), "corrupted": self.maps[0].corrupted.numpy()}
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"patch": as_table(self.rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `patch.npz`.
+
+        `DIRECTION`, or with levels `DIRECTION_levelN`, is the recovery, `path`; `…_pairs` has a last axis for the
+        pairs; `…_senders` and `…_receivers` name the paths; `clean` and `corrupted` are the metric, `pair`.
+        """
+        first = self.maps[0]
+        arrays = {end: Labelled(("pair",), getattr(first, end).numpy()) for end in ("clean", "corrupted")}
         for one in self.maps:
-            arrays[one.name] = one.recovery.numpy()
-            arrays[f"{one.name}_pairs"] = one.recoveries.numpy()
-            arrays[f"{one.name}_senders"] = [path.senders.name for path in one.paths]
-            arrays[f"{one.name}_receivers"] = [path.receivers.name for path in one.paths]
-        return arrays
+            senders, receivers = zip(*((path.senders.name, path.receivers.name) for path in one.paths), strict=True)
+            arrays[one.name] = Labelled(("path",), one.recovery.numpy())
+            arrays[f"{one.name}_pairs"] = Labelled(("path", "pair"), one.recoveries.numpy())
+            arrays[f"{one.name}_senders"] = Labelled(("path",), np.array(senders))
+            arrays[f"{one.name}_receivers"] = Labelled(("path",), np.array(receivers))
+        return {"patch": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, how many paths there are, and the strongest of each map."""
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            "paths": sum(len(one.paths) for one in self.maps),
+            "pairs": len(self.maps[0].clean),
+        }
+        for one in self.maps:
+            best = int(one.importance.abs().argmax())
+            strongest = one.paths[best]
+            summary[f"{one.name}_strongest"] = f"{strongest.senders.name}->{strongest.receivers.name}"
+            summary[f"{one.name}_recovery"] = float(one.recovery[best])
+            summary[f"{one.name}_effect"] = float(one.importance[best])
+            if one.level:
+                summary[f"{one.name}_followed"] = ", ".join(one.followed)
+        return summary

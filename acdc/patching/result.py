@@ -205,10 +205,7 @@ class Patched(Result):
             arrays[f"{name}_{one.direction}_pairs"] = Labelled((*axes, "pair"), one.recoveries.numpy())
             if one.estimate is not None:
                 arrays[f"{name}_{one.direction}_estimate"] = Labelled(axes, one.estimate.numpy())
-            units = [-1 if unit is None else unit for unit in one.grid.units]
-            arrays[f"{name}_layers"] = Labelled(("layer",), np.array(one.grid.layers))
-            arrays[f"{name}_units"] = Labelled(("unit",), np.array(units))
-            arrays[f"{name}_places"] = Labelled(("place",), np.array([place.name for place in one.grid.places]))
+            arrays |= axes_of(one.grid)
         return {"patch": arrays}
 
     def summary(self) -> dict[str, object]:
@@ -240,3 +237,13 @@ class Patched(Result):
             for one in self.maps
             if one.skipped
         )
+
+
+def axes_of(grid: Grid) -> dict[str, Labelled]:
+    """Return the labels of a grid's axes, as they stand beside its values in `patch.npz`."""
+    labels = {
+        "layers": Labelled(("layer",), np.array(grid.layers)),
+        "units": Labelled(("unit",), np.array([-1 if unit is None else unit for unit in grid.units])),
+        "places": Labelled(("place",), np.array([place.name for place in grid.places])),
+    }
+    return {f"{grid.kind.name}_{name}": label for name, label in labels.items()}

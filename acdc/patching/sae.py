@@ -9,7 +9,7 @@ that change: all features at once, to first order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     kind = Kind("sae", POINTS[sae.hook], "feature", f"a feature of the autoencoder at {sae.site}")
     grid = Grid(kind, settings.by, (sae.layer,), tuple(chosen.tolist()), where)
     values = work.patched(chosen, settings.directions, progress)
-    return PatchedFeatures(
+    found = PatchedFeatures(
         sae=sae,
         reconstruction=reconstruction,
         maps=tuple(SiteMap(grid, d, by_pair(experiment, v)[None], scale[0], scale[1]) for d, v in values.items()),
@@ -177,9 +177,10 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         metric=experiment.metric_name,
         subset=settings.subset,
     )
+    return replace(found, warnings=tuple(_warnings(experiment, found)))
 
 
-def notes(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
+def _warnings(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
     """What the reader should be warned of."""
     found = patched.reconstruction.problems
     if experiment.metric_name in _AT_MINIMUM and any(one.direction == "noise" for one in patched.maps):

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from acdc.patching.positions import Place
 from acdc.process import undisturbed
+from acdc.result import Labelled, Result, as_table
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class Traced:
+class Traced(Result):
     """The result of causal tracing.
 
     Attributes
@@ -133,25 +135,52 @@ class Traced:
         rows = (row for row in self.rows() if row["site"] == site)
         return sorted(rows, key=lambda row: -math.inf if row["recovery"] is None else row["recovery"], reverse=True)
 
-    def arrays(self) -> dict[str, Any]:
-        """Arrays for `patch.npz`: `SITE_recovery`, `_effect`, `_se`, `_std` are `layer place`; `SITE_pairs` the metric
-        of each pair at every token, `layer position pair`, NaN behind a prompt's end; `n`, `total_effect`, `places` are
-        `place`; `clean` is `pair`, `noised` `draw pair`, `subject` `pair 2` (start, end)."""
-        arrays: dict[str, Any] = {
-            "clean": self.clean.numpy(),
-            "noised": self.noised.numpy(),
-            "subject": np.array([(min(tokens), max(tokens) + 1) for tokens in self.subject.tokens]),
-            "noise_std": self.noise_std,
-            "places": [place.name for place in self.places],
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"patch": as_table(self.rows())}
+
+    def arrays(self) -> dict[str, dict[str, Labelled]]:
+        """Return the arrays of `patch.npz`.
+
+        `SITE_recovery`, `SITE_effect`, `SITE_se` and `SITE_std` are `layer place`; `SITE_pairs` is the metric of each
+        pair at every token, `layer position pair`, NaN behind a prompt's end. `n`, `total_effect` and `places` are
+        `place`, `clean` is `pair`, `noised` is `draw pair`, and `subject` is `pair 2` (start, end).
+        """
+        spans = np.array([(min(tokens), max(tokens) + 1) for tokens in self.subject.tokens])
+        arrays = {
+            "clean": Labelled(("pair",), self.clean.numpy()),
+            "noised": Labelled(("draw", "pair"), self.noised.numpy()),
+            "subject": Labelled(("pair", "end"), spans),
+            "noise_std": Labelled((), np.array(self.noise_std)),
+            "places": Labelled(("place",), np.array([place.name for place in self.places])),
         }
         for one in self.maps:
             effects = self.effects(one)
-            arrays |= {"n": effects.n.numpy(), "total_effect": effects.total.numpy()}
-            arrays[f"{one.site}_recovery"] = effects.recovery.numpy()
-            arrays[f"{one.site}_effect"] = effects.indirect.numpy()
-            arrays[f"{one.site}_se"], arrays[f"{one.site}_std"] = effects.se.numpy(), effects.std.numpy()
-            arrays[f"{one.site}_pairs"], arrays[f"{one.site}_window"] = one.values.numpy(), one.window
-        return arrays
+            arrays["n"] = Labelled(("place",), effects.n.numpy())
+            arrays["total_effect"] = Labelled(("place",), effects.total.numpy())
+            by_name = {"recovery": effects.recovery, "effect": effects.indirect, "se": effects.se, "std": effects.std}
+            for name, values in by_name.items():
+                arrays[f"{one.site}_{name}"] = Labelled(("layer", "place"), values.numpy())
+            arrays[f"{one.site}_pairs"] = Labelled(("layer", "position", "pair"), one.values.numpy())
+            arrays[f"{one.site}_window"] = Labelled((), np.array(one.window))
+        return {"patch": arrays}
+
+    def summary(self) -> dict[str, object]:
+        """Return both ends of the scale, the noise, and the best state of each site."""
+        summary: dict[str, object] = {
+            "metric": self.metric,
+            "clean": float(self.clean.mean()),
+            "noised": float(self.noised.mean()),
+            "total_effect": float(self.total_effects.mean()),
+            "noise_std": self.noise_std,
+            "draws": len(self.noised),
+            "pairs": len(self.clean),
+            "states": len(self.rows()),
+        }
+        for one in self.maps:
+            best = self.ranked(one.site)[0]
+            summary[f"{one.site}_strongest"] = f"{best['layer']} @{best['label']}"
+            summary |= {f"{one.site}_{key}": best[key] for key in ("recovery", "effect", "se")}
+        return summary
 
 
 def _finite(value: Tensor) -> float | None:

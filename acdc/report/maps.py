@@ -90,20 +90,46 @@ def draw_heatmap(one: Heatmap) -> Figure:
     return figure
 
 
-def draw_cells(axes: Axes, values: np.ndarray, numbered: bool) -> None:
-    """Draw cells `row column` in colours that are symmetric about 0, with their numbers where there is room."""
-    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
-    limit = limit or 1.0
-    axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+def draw_cells(
+    axes: Axes,
+    values: np.ndarray,
+    numbered: bool,
+    *,
+    limit: float | None = None,
+    digits: int = 2,
+    errors: np.ndarray | None = None,
+) -> None:
+    """Draw cells in blue, white at 0 and red, the first row at the bottom; a cell without a value is grey.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    values : numpy.ndarray
+        `row column`; NaN where there is no value.
+    numbered : bool
+        Whether the numbers stand in the cells.
+    limit : float, optional
+        The size of value that has the fullest colour; by default the largest.
+    digits : int
+        Decimals of the numbers.
+    errors : numpy.ndarray, optional
+        What stands behind ± under each number, `row column`.
+    """
+    limit = limit or float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+    shown = np.ma.masked_invalid(values)
+    axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
     axes.set_facecolor("0.82")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    least = 0.5 * 10**-digits  # what would be shown as 0
     for (y, x), value in np.ndenumerate(values) if numbered else ():
-        if np.isnan(value):
+        if not np.isfinite(value):
             continue
-        colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= 0.005 else "0.6"
-        text = f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
-        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
+        colour = "white" if abs(value) > 0.6 * limit else "0.15" if abs(value) >= least else "0.6"
+        text = f"{value:.{digits}f}".replace("-", "−") if abs(value) >= least else "0"
+        if errors is not None and errors[y, x] >= least:
+            text += f"\n±{errors[y, x]:.{digits}f}"
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour, linespacing=1.1)
 
 
 def name_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:

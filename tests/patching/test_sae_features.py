@@ -16,7 +16,7 @@ from torch import Tensor
 from acdc import Experiment
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
-from acdc.patching import patch, sae
+from acdc.patching import patch
 from acdc.patching.features import rank_correlation, ranks
 from acdc.patching.reconstruction import GOOD
 from acdc.patching.sae import gradient
@@ -329,7 +329,7 @@ def test_a_metric_at_its_minimum_has_no_attribution(tmp_path: Path) -> None:
     found = patch(one, "sae", path=folder)
     rows = [row for row in found.rows() if row["direction"] == "noise"]
     assert {row["attribution"] for row in rows} == {row["rank_attribution"] for row in rows} == {None}
-    assert any("noising has no attribution" in note for note in sae.notes(one, found))
+    assert any("noising has no attribution" in note for note in found.notes())
     with pytest.raises(AcdcError, match=r"^patch\.most ranks by attribution, which says nothing when noising"):
         patch(one, "sae", path=folder, direction="noise", most=2)
 

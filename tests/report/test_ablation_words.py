@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acdc.patching.ablated import Additivity, Backup
-from acdc.report.ablation import additivity_words, backup_words
+from acdc.report.patch.ablation import additivity_words, backup_words
 
 NAMES = ("A", "B", "C")
 Loss = Callable[[set[str]], float]  # of those that are left
