@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from acdc.engine.mask import EdgeMask
@@ -26,7 +27,7 @@ class Needed:
     others only the heads and MLPs that feed something that is read."""
 
     first_layer: int
-    heads: list[Tensor]
+    heads: list[Int[Tensor, " _"]]
     mlps: list[bool]
 
     @classmethod
@@ -35,7 +36,9 @@ class Needed:
         return cls(0, [torch.arange(graph.config.n_heads) for _ in layers], [True for _ in layers])
 
     @classmethod
-    def of(cls, graph: Graph, ports: Tensor, projections: Tensor) -> Needed:
+    def of(
+        cls, graph: Graph, ports: Bool[Tensor, "variant port sender"], projections: Bool[Tensor, "variant port"]
+    ) -> Needed:
         """For masks `variant port sender` and `variant port`."""
         whole = (ports == EdgeMask.all(graph).ports).all(-1).all(0) & projections.all(0)
         present = ports.any(0)
@@ -87,11 +90,11 @@ class FullEngine:
 
     def stream(
         self,
-        ports: Tensor,
-        projections: Tensor | None = None,
+        ports: Shaped[Tensor, "variant port sender"],
+        projections: Shaped[Tensor, "variant port"] | None = None,
         needed: Needed | None = None,
         added: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "variant readout d_model"]:
         """The residual stream that the logits are read from.
 
         Parameters
@@ -99,7 +102,7 @@ class FullEngine:
         ports: `variant port sender`, 1 where an edge is present, or anything between.
         projections: `variant port`, 1 where a projection edge is present; None is all.
         needed: what may be left out because it is clean or feeds nothing; None leaves out nothing.
-        added: told rows of `ports`, gives what else these ports receive, `port pair pos d_model`; for `logits` at the
+        added: told rows of `ports`, gives what else these ports receive, `port row pos d_model`; for `logits` at the
             readouts, `1 1 readout d_model`.
 
         Returns `variant readout d_model`.
@@ -111,8 +114,10 @@ class FullEngine:
         )
         return run.at_logits()
 
-    def clean_changes(self, first_layer: int) -> list[tuple[Tensor, Tensor]]:
-        """Clean − ablated of the senders before a layer, the inputs and one layer a group: `1 sender pair pos d`."""
+    def clean_changes(
+        self, first_layer: int
+    ) -> list[tuple[Int[Tensor, " sender"], Float[Tensor, "1 sender row pos d_model"]]]:
+        """Clean − ablated of the senders before a layer, the inputs and one layer a group: `1 sender row pos d`."""
         clean, ablated, graph = self.experiment.clean, self.experiment.ablated, self.experiment.graph
         changes = [(torch.arange(len(graph.inputs)), (clean.inputs - ablated.inputs)[None])]
         for i in range(first_layer):
@@ -122,7 +127,9 @@ class FullEngine:
                 changes.append((torch.tensor([mlp]), (clean.mlps[i] - ablated.mlps[i])[None, None]))
         return changes
 
-    def logits(self, masks: Sequence[EdgeMask], columns: Tensor | None = None) -> Tensor:
+    def logits(
+        self, masks: Sequence[EdgeMask], columns: Int[Tensor, " column"] | None = None
+    ) -> Float[Tensor, "variant readout _"]:
         """Logits at the readouts, `variant readout column`, in batches that fit in memory."""
         if self.parts:
             return torch.cat([part.logits(masks, columns) for part in self.parts], 1)
@@ -139,7 +146,7 @@ class FullEngine:
     def loss(self, mask: EdgeMask) -> float:
         return self.losses([mask])[0]
 
-    def values(self, masks: Sequence[EdgeMask]) -> Tensor:
+    def values(self, masks: Sequence[EdgeMask]) -> Float[Tensor, "variant readout"]:
         """The metric of each mask at each readout, in its own direction: `variant readout`."""
         metric = self.experiment.metric
         cuts = range(0, len(masks), self.max_variants)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.ablation import Values
@@ -55,9 +56,9 @@ class AtPorts:
     """
 
     rows: slice
-    gradient: Tensor
-    value: Tensor | None = None
-    value_gradient: Tensor | None = None
+    gradient: Float[Tensor, "port row pos d_model"]
+    value: Float[Tensor, "port row pos d"] | None = None
+    value_gradient: Float[Tensor, "port row pos d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class LayerGradients:
     ports: of MLP, q, k and v, as far as they were asked for.
     """
 
-    pre: Tensor
-    mid: Tensor
-    post: Tensor
+    pre: Float[Tensor, "row pos d_model"]
+    mid: Float[Tensor, "row pos d_model"]
+    post: Float[Tensor, "row pos d_model"]
     ports: tuple[AtPorts, ...] = ()
 
-    def at(self, point: str) -> Tensor:
+    def at(self, point: str) -> Float[Tensor, "row pos d_model"]:
         """The gradient at `pre`, `mid` or `post`."""
         return {"pre": self.pre, "mid": self.mid, "post": self.post}[point]
 
@@ -94,9 +95,9 @@ class GradientRun:
     def __init__(
         self,
         experiment: Experiment,
-        attention: list[Tensor],
-        mlp: list[Tensor],
-        final: Tensor,
+        attention: list[Float[Tensor, "row pos d_model"]],
+        mlp: list[Float[Tensor, "row pos d_model"]],
+        final: Float[Tensor, "row pos d_model"],
         replaced: Replaced | None = None,
     ) -> None:
         self.experiment, self.model, self.replaced = experiment, experiment.model, replaced
@@ -134,7 +135,7 @@ class GradientRun:
             yield from gradients.ports
 
     def layers(
-        self, behind: Tensor, at_ports: bool = False, drop: bool = False
+        self, behind: Float[Tensor, "row pos d_model"], at_ports: bool = False, drop: bool = False
     ) -> Iterator[tuple[int, LayerGradients, Mapping[int, LayerGradients]]]:
         """The layers from the last to the first: the layer, its gradients, and with `drop` those of GradDrop.
 
@@ -155,7 +156,7 @@ class GradientRun:
             yield i, first, here
             behind, dropped = first.pre, {layer: gradients.pre for layer, gradients in here.items()}
 
-    def at_logits(self) -> Tensor:
+    def at_logits(self) -> Float[Tensor, "row pos d_model"]:
         """The gradient of the loss at the last residual stream, `row pos d_model`.
 
         Raises
@@ -240,7 +241,7 @@ def _vjp(output: Tensor, of: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor
     return torch.autograd.grad(output, of, gradient, retain_graph=True)
 
 
-def sender_changes(experiment: Experiment) -> Tensor:
+def sender_changes(experiment: Experiment) -> Float[Tensor, "sender row pos d_model"]:
     """Ablated − clean of every sender, as the residual stream sees it: `sender row pos d_model`."""
     clean, ablated = experiment.clean, experiment.ablated
     change = Values(ablated.inputs - clean.inputs, ablated.heads - clean.heads, ablated.mlps - clean.mlps)
@@ -248,7 +249,7 @@ def sender_changes(experiment: Experiment) -> Tensor:
 
 
 @torch.no_grad()
-def sender_outputs(model: LanguageModel, values: Values) -> Tensor:
+def sender_outputs(model: LanguageModel, values: Values) -> Float[Tensor, "sender row pos d_model"]:
     """What every sender writes, in the order of `Graph.senders`: `sender row pos d_model`."""
     written = [values.inputs]
     for i, layer in enumerate(model.layers):

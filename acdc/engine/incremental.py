@@ -139,10 +139,10 @@ class IncrementalPruning:
             self.logits.follow(receiver.to_logits, before)
 
     def _evaluate(self, receiver: Receiver, variants: Tensor) -> Tensor:
-        """Losses of variants of the receiver's input, `pair variant pos d_model` → `variant`."""
+        """Losses of variants of the receiver's input, `row variant pos d_model` → `variant`."""
         read = self.state.read
         if self.state.graph[receiver.own].kind == "logits":
-            return self.logits.readout.losses(variants[read.pair, :, read.slot])
+            return self.logits.readout.losses(variants[read.row, :, read.slot])
         changes = {receiver.own: self._changed(receiver.own, {receiver.port: variants})}
         for name, ports in receiver.nodes:
             inputs = {
@@ -154,7 +154,7 @@ class IncrementalPruning:
             return self.logits.unchanged().expand(variants.shape[1])
         port = self.state.graph.ports[-1]
         x = receiver.rests[port][:, None] + self._received(changes, port, receiver.to_logits)
-        return self.logits.of(x[read.pair, :, read.slot], changes, receiver.to_logits)
+        return self.logits.of(x[read.row, :, read.slot], changes, receiver.to_logits)
 
     def _changed(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
         """A node's output for variants of its inputs, minus its ablated one: z for heads."""
@@ -169,7 +169,7 @@ class IncrementalPruning:
         def at_port(sender: str) -> Tensor:
             change = changes[sender]
             if level == READ and state.levels[sender] == ALL:
-                return change[state.read.rows, :, state.read.positions].transpose(1, 2)
+                return change[state.read.every_row, :, state.read.positions].transpose(1, 2)
             return change
 
         heads = [sender for sender in senders if state.graph[sender].kind == "head"]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from acdc.engine.resumed import ResumedRun
@@ -30,8 +31,8 @@ class Replaced:
         with variants in front.
     """
 
-    where: Tensor
-    value: Tensor
+    where: Bool[Tensor, "#variant ..."]
+    value: Float[Tensor, "..."]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class JointValues:
     `variant row pos d_model`. stream: the last residual stream, `variant row pos d_model`.
     """
 
-    heads: Mapping[int, Tensor]
-    mlps: Mapping[int, Tensor]
-    stream: Tensor
+    heads: Mapping[int, Float[Tensor, "variant head row pos d_head"]]
+    mlps: Mapping[int, Float[Tensor, "variant row pos d_model"]]
+    stream: Float[Tensor, "variant row pos d_model"]
 
 
 class JointRun:
@@ -61,7 +62,7 @@ class JointRun:
         returned = 2 * len(self.model.layers) * n_rows * n_positions * d_model * self.model.W_E.element_size()
         return self.base.bytes_per_variant() + returned
 
-    def metric_values(self, replaced: Mapping[tuple[str, int], Replaced]) -> Tensor:
+    def metric_values(self, replaced: Mapping[tuple[str, int], Replaced]) -> Float[Tensor, "variant readout"]:
         """The metric at each readout, `variant readout`."""
         metric, readouts = self.experiment.metric, self.experiment.readouts
         start = min(_first_position(one.where) for one in replaced.values()) if self.model.causal else 0

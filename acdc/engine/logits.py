@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from acdc.engine.readout import Readout
@@ -61,17 +62,22 @@ class LogitLosses:
         else:
             self.base = None
 
-    def unchanged(self) -> Tensor:
+    def unchanged(self) -> Float64[Tensor, "1"]:
         """The loss now, a tensor of one."""
         return self.readout.losses(self._stream()[:, None])
 
-    def of(self, x: Tensor, changes: Mapping[str, Tensor], senders: Sequence[str]) -> Tensor:
+    def of(
+        self,
+        x: Float[Tensor, "readout variant d_model"],
+        changes: Mapping[str, Float[Tensor, "row variant pos d"]],
+        senders: Sequence[str],
+    ) -> Float64[Tensor, " variant"]:
         """The losses, `variant`.
 
         Parameters
         ----------
         x: what the logits receive, `readout variant d_model`.
-        changes: what these senders write less what they write when ablated, `pair variant pos d`; z for heads.
+        changes: what these senders write less what they write when ablated, `row variant pos d`; z for heads.
         """
         if not self.is_thin(senders) or self.readout.columns is not None or x.dtype == torch.float16:
             return self.readout.losses(x)  # in float16 the base, which no norm has made small, may overflow
@@ -86,9 +92,9 @@ class LogitLosses:
         for sender in senders:
             where = position if state.levels[sender] == ALL else read.slot
             node = state.graph[sender]
-            ablated = state.experiment.ablated.heads[node.layer, node.unit][read.pair, position]
+            ablated = state.experiment.ablated.heads[node.layer, node.unit][read.row, position]
             before = self._z(sender) - ablated
-            moved.append(changes[sender][read.pair, :, where] - before[:, None])
+            moved.append(changes[sender][read.row, :, where] - before[:, None])
         return self.readout.losses(x, self.base, torch.cat(moved, -1), self._map(tuple(senders)))
 
     def is_thin(self, senders: Sequence[str]) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from acdc.graph import Edge, Graph
 
 
+@runtime_checkable
 class Removals(Protocol):
     """What evaluates removals at one receiver."""
 

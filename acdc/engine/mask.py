@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from acdc.graph import Edge, Graph
@@ -13,11 +14,17 @@ from acdc.graph import Edge, Graph
 class EdgeMask:
     """A set of present edges.
 
-    `ports`: `port sender`, True where the edge is present (False where there is none). `projections`: `port`, True
-    unless the port's projection edge was removed.
+    Parameters
+    ----------
+    graph : Graph
+        The edges are of.
+    ports : Bool[Tensor, "port sender"]
+        True where the edge is present; False where there is no such edge.
+    projections : Bool[Tensor, "port"]
+        True unless the port's projection edge was removed.
     """
 
-    def __init__(self, graph: Graph, ports: Tensor, projections: Tensor) -> None:
+    def __init__(self, graph: Graph, ports: Bool[Tensor, "port sender"], projections: Bool[Tensor, " port"]) -> None:
         self.graph = graph
         self.ports = ports
         self.projections = projections

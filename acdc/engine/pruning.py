@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import compress
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from acdc.engine.full import FullEngine
 from acdc.engine.incremental import IncrementalPruning
@@ -14,6 +14,7 @@ from acdc.experiment import Experiment
 from acdc.graph import Edge
 
 
+@runtime_checkable
 class PruningEngine(Removals, Protocol):
     """Evaluates removals at one receiver. The mask it was made with is the loop's, and changes under it."""
 

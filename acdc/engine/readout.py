@@ -9,6 +9,7 @@ these are made tile by tile, small enough to stay in the processor's cache.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from acdc.experiment import Experiment
@@ -69,26 +70,26 @@ class Readout:
             self.answer_U = U.T[self.answers]  # readout answer d_model
             self.answer_offset = None if offset is None else offset[self.answers]
 
-    def scale(self, x: Tensor) -> Tensor:
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """The last norm's scale of each row, `... 1`, in single precision at least."""
         return self.norm.scale(x)
 
-    def base(self, x: Tensor) -> list[Tensor]:
+    def base(self, x: Float[Tensor, "readout d_model"]) -> list[Float[Tensor, "readout _"]]:
         """x U of the streams that `losses` is later given changes to: `readout d_model` → tiles `readout column`."""
         return [linear(x, tile[: x.shape[-1]].T) for tile in self.tiles]
 
-    def through(self, W_O: Tensor) -> list[Tensor]:
+    def through(self, W_O: Float[Tensor, "rank d_model"]) -> list[Float[Tensor, "_ _"]]:
         """Tiles of W_O U: what a head's z, `d_head`, does to the logits. Several heads' go below each other."""
         width = W_O.shape[-1]
         return [torch.cat((linear(W_O, tile[:width].T), tile[width:])) for tile in self.tiles]
 
     def losses(
         self,
-        x: Tensor,
-        base: list[Tensor] | None = None,
-        changes: Tensor | None = None,
-        maps: list[Tensor] | None = None,
-    ) -> Tensor:
+        x: Float[Tensor, "readout variant d_model"],
+        base: list[Float[Tensor, "readout _"]] | None = None,
+        changes: Float[Tensor, "readout variant rank"] | None = None,
+        maps: list[Float[Tensor, "_ _"]] | None = None,
+    ) -> Float64[Tensor, " variant"]:
         """The loss of each variant, in float64.
 
         Parameters

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.engine.state import CircuitState
@@ -82,8 +83,8 @@ class Receiver:
 
     def inputs(
         self, edges: Sequence[Edge], gone: Sequence[bool], wanted: Sequence[bool], kept: Sequence[str]
-    ) -> Tensor:
-        """The port's input without each wanted edge and those before it that are gone: `pair variant pos d_model`.
+    ) -> Float[Tensor, "row variant pos d_model"]:
+        """The port's input without each wanted edge and those before it that are gone: `row variant pos d_model`.
 
         Parameters
         ----------

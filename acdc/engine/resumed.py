@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.ablation import Values
@@ -63,13 +64,15 @@ class ResumedRun:
         return (numbers + len(self.experiment.readouts) * (read + 3 * vocabulary)) * self.model.W_E.element_size()
 
     @cached_property
-    def unchanged(self) -> Tensor:
+    def unchanged(self) -> Float[Tensor, " readout"]:
         """The metric of this run at each readout, `readout`."""
         metric = self.experiment.metric
         return metric.values(self.model.unembed(self.experiment.read(self.pre[-1]), metric.columns))
 
     @torch.no_grad()
-    def metric_values(self, layer: int, point: str, change: Tensor) -> Tensor:
+    def metric_values(
+        self, layer: int, point: str, change: Float[Tensor, "variant row pos d_model"]
+    ) -> Float[Tensor, "variant readout"]:
         """The metric at each readout once the residual stream is changed, `variant readout`.
 
         Parameters

@@ -3,7 +3,7 @@
 A node matters only where it is read: by the logits at the readouts, by a q port and an MLP where their own node is
 read, by k and v ports everywhere. So every node is needed either at the readouts or at all positions.
 
-Tensors of several variants are `pair variant pos d`: pairs first, since variants share all that is stored per pair.
+Tensors of several variants are `row variant pos d`: rows first, since variants share all that is stored per row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from acdc.engine.mask import EdgeMask
@@ -29,35 +30,39 @@ class ReadPositions:
 
     Attributes
     ----------
-    positions: of each pair, `pair slot`; pairs that are read at fewer positions repeat their last one.
-    pair, slot: readout r stands at (`pair[r]`, `slot[r]`); each `readout`.
-    rows: the pairs, to index with beside `positions`: `pair 1`.
-    masks: True where a query may not look, of queries at `READ` and at `ALL`.
+    positions : Int[Tensor, "row slot"]
+        Where each row is read. Rows that are read at fewer positions repeat their last one.
+    row, slot : Int[Tensor, "readout"]
+        Readout r stands at (`row[r]`, `slot[r]`).
+    every_row : Int[Tensor, "row 1"]
+        The numbers of all rows, to index with beside `positions`.
+    masks : tuple[Bool[Tensor, "row slot key"], Bool[Tensor, "row query key"]]
+        True where a query may not look, of queries at `READ` and at `ALL`.
     """
 
-    positions: Tensor
-    pair: Tensor
-    slot: Tensor
-    rows: Tensor
-    masks: tuple[Tensor, Tensor]
+    positions: Int[Tensor, "row slot"]
+    row: Int[Tensor, " readout"]
+    slot: Int[Tensor, " readout"]
+    every_row: Int[Tensor, "row 1"]
+    masks: tuple[Bool[Tensor, "row slot key"], Bool[Tensor, "row query key"]]
 
     @classmethod
     def of(cls, experiment: Experiment) -> ReadPositions:
         """Those of an experiment's readouts."""
-        readouts, n_pairs = experiment.readouts, len(experiment.batch.lengths)
-        of_pair: list[list[int]] = [[] for _ in range(n_pairs)]
+        readouts, n_rows = experiment.readouts, len(experiment.batch.lengths)
+        of_row: list[list[int]] = [[] for _ in range(n_rows)]
         slots = []
-        for pair, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
-            if position not in of_pair[pair]:
-                of_pair[pair].append(position)
-            slots.append(of_pair[pair].index(position))
-        width = max(map(len, of_pair))
+        for row, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
+            if position not in of_row[row]:
+                of_row[row].append(position)
+            slots.append(of_row[row].index(position))
+        width = max(map(len, of_row))
         device = experiment.model.device
-        positions = torch.tensor([some + some[-1:] * (width - len(some)) for some in of_pair], device=device)
-        rows = torch.arange(n_pairs, device=device)[:, None]
-        mask = experiment.attention_mask.expand(n_pairs, -1, -1)
+        positions = torch.tensor([some + some[-1:] * (width - len(some)) for some in of_row], device=device)
+        every_row = torch.arange(n_rows, device=device)[:, None]
+        mask = experiment.attention_mask.expand(n_rows, -1, -1)
         slot = torch.tensor(slots, device=device)
-        return cls(positions, readouts.pair, slot, rows, (mask[rows, positions], mask))
+        return cls(positions, readouts.pair, slot, every_row, (mask[every_row, positions], mask))
 
 
 class CircuitState:
@@ -69,8 +74,8 @@ class CircuitState:
 
     Attributes
     ----------
-    bases: the ablated inputs of q, k and v ports and of MLPs, by layer, and of the logits: `pair pos d_model`.
-    z, m: heads' outputs before W_O, `layer head pair pos d_head`, and MLPs', `layer pair pos d_model`. Both are the
+    bases: the ablated inputs of q, k and v ports and of MLPs, by layer, and of the logits: `row pos d_model`.
+    z, m: heads' outputs before W_O, `layer head row pos d_head`, and MLPs', `layer row pos d_model`. Both are the
         clean run's where nothing has changed them, and right only where the node is needed.
     projected: the current q, k or v of a port.
     deltas: clean − ablated of a sender, as the stream sees it.
@@ -109,13 +114,13 @@ class CircuitState:
         metric = self.experiment.metric
         return metric.loss(self.model.unembed(torch.stack(rows), metric.columns)).tolist()
 
-    def at(self, x: Tensor, level: int) -> Tensor:
-        """`... pair pos d` where it is needed: all of it, or the readouts `... pair slot d`."""
-        return x if level == ALL else x[..., self.read.rows, self.read.positions, :]
+    def at(self, x: Float[Tensor, "*batch row pos d"], level: int) -> Float[Tensor, "*batch row _ d"]:
+        """`... row pos d` where it is needed: all of it, or the readouts `... row slot d`."""
+        return x if level == ALL else x[..., self.read.every_row, self.read.positions, :]
 
-    def at_readouts(self, x: Tensor) -> Tensor:
-        """The readouts of a stream at `pair slot`: `readout d_model`."""
-        return x[self.read.pair, self.read.slot]
+    def at_readouts(self, x: Float[Tensor, "row slot d_model"]) -> Float[Tensor, "readout d_model"]:
+        """The readouts of a stream at `row slot`: `readout d_model`."""
+        return x[self.read.row, self.read.slot]
 
     def port_level(self, port: str) -> int:
         row = self.graph[port]
@@ -141,21 +146,21 @@ class CircuitState:
                     port_level[row] = ALL if self.graph[port].letter in ("k", "v") else level
         return levels
 
-    def W_O(self, heads: Sequence[str]) -> Tensor:
+    def W_O(self, heads: Sequence[str]) -> Float[Tensor, "heads_d_head d_model"]:
         """What heads write with, below each other: `(head d_head) d_model`."""
         nodes = [self.graph[head] for head in heads]
         return torch.cat([self.model.layers[node.layer].W_O[node.unit] for node in nodes])
 
-    def ablated_input(self, port: str) -> Tensor:
-        """A port's ablated input, `pair pos d_model`."""
+    def ablated_input(self, port: str) -> Float[Tensor, "row pos d_model"]:
+        """A port's ablated input, `row pos d_model`."""
         attention, mlp, logits = self.bases
         node = self.graph[port]
         if node.kind == "logits":
             return logits
         return (mlp if node.kind == "mlp" else attention)[node.layer]
 
-    def delta(self, sender: str, level: int) -> Tensor:
-        """clean − ablated of a sender, `pair pos d_model`; kept for the next time while there is room."""
+    def delta(self, sender: str, level: int) -> Float[Tensor, "row pos d_model"]:
+        """clean − ablated of a sender, `row pos d_model`; kept for the next time while there is room."""
         key = (sender, level)
         if key in self.deltas:
             return self.deltas[key]
@@ -176,8 +181,10 @@ class CircuitState:
             self.room -= size
         return delta
 
-    def received_now(self, port: str, level: int, without: frozenset[str] = frozenset()) -> Tensor:
-        """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `pair
+    def received_now(
+        self, port: str, level: int, without: frozenset[str] = frozenset()
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `row
         pos d_model`."""
         present = self.mask.ports.numpy()[self.graph.port_index[port]].copy()
         present[[self.graph.sender_index[sender] for sender in without]] = False
@@ -196,28 +203,30 @@ class CircuitState:
             total += self.at(self.m[i] - ablated.mlps[i], level)
         return total
 
-    def input(self, port: str) -> Tensor:
+    def input(self, port: str) -> Float[Tensor, "row pos d_model"]:
         """A port's current input where it is needed, summed from the edge set."""
         level = self.port_level(port)
         x = self.at(self.ablated_input(port), level)
         return x + self.received_now(port, level) if self.mask.projections[self.graph.port_index[port]] else x
 
     def _project(self, port: str) -> Tensor:
-        """A port's current q, k or v, `pair pos d_head`."""
+        """A port's current q, k or v, `row pos d_head`."""
         if port not in self.projected:
             self.projected[port] = self._projection(port, self.input(port)[:, None])[:, 0]
         return self.projected[port]
 
     def _projection(self, port: str, x: Tensor) -> Tensor:
-        """q, k or v from `pair variant pos d_model`."""
+        """q, k or v from `row variant pos d_model`."""
         node = self.graph[port]
         layer = self.model.layers[node.layer]
         if layer.rotary is None or self.port_level(port) == ALL:
             return layer.project_head(node.letter, node.unit, x)
         return layer.project_head(node.letter, node.unit, x, self.read.positions[:, None])
 
-    def output(self, name: str, given: dict[str, Tensor]) -> Tensor:
-        """A node's output for variants of some of its ports' inputs, the others as stored: `pair variant pos d`."""
+    def output(
+        self, name: str, given: dict[str, Float[Tensor, "row _ _ d_model"]]
+    ) -> Float[Tensor, "row variant pos d"]:
+        """A node's output for variants of some of its ports' inputs, the others as stored: `row variant pos d`."""
         node, level = self.graph[name], self.levels[name]
         layer = self.model.layers[node.layer]
         if node.kind == "mlp":
@@ -264,11 +273,11 @@ class CircuitState:
         if level == ALL:
             target.copy_(out)
         else:
-            target[self.read.rows, self.read.positions] = out
+            target[self.read.every_row, self.read.positions] = out
 
 
-def times(a: Tensor, b: Tensor) -> Tensor:
-    """`pair variant n m` @ `pair variant m d`, where either may have one variant only."""
+def times(a: Float[Tensor, "row _ n m"], b: Float[Tensor, "row _ m d"]) -> Float[Tensor, "row variant n d"]:
+    """`row variant n m` @ `row variant m d`, where either may have one variant only."""
     if b.shape[1] == 1 and a.shape[1] > 1:
         product: Tensor = (a.flatten(1, 2) @ b[:, 0]).unflatten(1, a.shape[1:3])
         return product

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.engine.mask import EdgeMask
@@ -38,7 +39,7 @@ class Variations:
         for block in self.blocks:
             block.rebase(mask)
 
-    def values(self, masks: Sequence[EdgeMask]) -> Tensor:
+    def values(self, masks: Sequence[EdgeMask]) -> Float[Tensor, "variant readout"]:
         """The metric of each mask at each readout, in its own direction: `variant readout`."""
         metric, model = self.experiment.metric, self.experiment.model
         with torch.no_grad():
@@ -86,7 +87,7 @@ class _Block:
         self.touched = []
 
     @torch.inference_mode()
-    def stream(self, mask: EdgeMask) -> Tensor:
+    def stream(self, mask: EdgeMask) -> Float[Tensor, "readout d_model"]:
         """What the logits are read from, `readout d_model`."""
         self._vary(mask)
         return self.state.at_readouts(self.state.input("logits"))

@@ -68,7 +68,7 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
 
     Parameters
     ----------
-    tokens: `pair pos`, without padding.
+    tokens: `row pos`, without padding.
 
     Returns the largest difference of the logits, relative to the largest logit.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from acdc.ablation import Values
@@ -46,6 +47,7 @@ class Site(NamedTuple):
     layer: int
 
 
+@runtime_checkable
 class Visitor(Protocol):
     """Looks at the value of a site, or replaces it."""
 
@@ -60,29 +62,29 @@ class Visitor(Protocol):
 
 def forward(
     model: LanguageModel,
-    stream: Tensor,
+    stream: Float[Tensor, "*batch row pos d_model"],
     at: Visitor,
     start: int = 0,
     stop: int | None = None,
     *,
-    mask: Tensor,
-    positions: Tensor | None = None,
-    heads: Callable[[int], Tensor | slice] | None = None,
-) -> Tensor:
+    mask: Bool[Tensor, "#row #query #key"],
+    positions: Int[Tensor, "... pos"] | None = None,
+    heads: Callable[[int], Int[Tensor, " head"] | slice] | None = None,
+) -> Float[Tensor, "... row pos d_model"]:
     """Run the layers from `start` up to `stop` (None is the last one's end).
 
     Parameters
     ----------
-    stream: the residual stream before layer `start`, `... pair pos d_model`.
-    at: the visitor. Of the residual stream, and of what attention and MLPs read and write, it gets `... pair pos
-        d_model`; of heads `... head pair pos d_head` and patterns `... head pair query key`; of neurons `... pair pos
+    stream: the residual stream before layer `start`, `... row pos d_model`.
+    at: the visitor. Of the residual stream, and of what attention and MLPs read and write, it gets `... row pos
+        d_model`; of heads `... head row pos d_head` and patterns `... head row query key`; of neurons `... row pos
         d_mlp`. `attn_out` comes without the layer's output bias, which belongs to the residual stream.
-    mask: True where a query may not look, `pair query key`.
+    mask: True where a query may not look, `row query key`.
     positions: what the position axis stands for, if not 0, 1, ...
     heads: given a layer, the heads that are run, each reading streams of its own: the sites `q_input`, `k_input` and
-        `v_input`, `... head pair pos d_model`, then stand in the place of `attn_in`. None runs all heads on one stream.
+        `v_input`, `... head row pos d_model`, then stand in the place of `attn_in`. None runs all heads on one stream.
 
-    Returns the residual stream behind the last layer that was run, `... pair pos d_model`.
+    Returns the residual stream behind the last layer that was run, `... row pos d_model`.
     """
     for i in range(start, len(model.layers) if stop is None else stop):
         layer = model.layers[i]
@@ -152,28 +154,36 @@ class Given(Record):
 
 
 @torch.no_grad()
-def run(model: LanguageModel, tokens: Tensor, lengths: Tensor) -> tuple[Values, Tensor]:
-    """One ordinary run: every sender's output and the last residual stream, `pair pos d_model`.
+def run(
+    model: LanguageModel, tokens: Int[Tensor, "row pos"], lengths: Int[Tensor, " row"]
+) -> tuple[Values, Float[Tensor, "row pos d_model"]]:
+    """One ordinary run: every sender's output and the last residual stream, `row pos d_model`.
 
     Parameters
     ----------
-    tokens: `pair pos`, padded on the right.
-    lengths: `pair`.
+    tokens: `row pos`, padded on the right.
+    lengths: `row`.
     """
     return run_from(model, model.embed(tokens), lengths)
 
 
 @torch.no_grad()
-def run_from(model: LanguageModel, inputs: Tensor, lengths: Tensor) -> tuple[Values, Tensor]:
-    """The same from what the input senders write, `input pair pos d_model`."""
+def run_from(
+    model: LanguageModel, inputs: Float[Tensor, "input row pos d_model"], lengths: Int[Tensor, " row"]
+) -> tuple[Values, Float[Tensor, "row pos d_model"]]:
+    """The same from what the input senders write, `input row pos d_model`."""
     record = Record("head_output", "mlp_out")
     stream = forward(model, inputs.sum(0), record, mask=model.attention_mask(lengths, inputs.shape[-2]))
     mlps = torch.stack(record["mlp_out"]) if record["mlp_out"] else stream.new_zeros((0, *stream.shape))
     return Values(inputs, torch.stack(record["head_output"]), mlps), stream
 
 
-def streams(model: LanguageModel, values: Values) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The inputs of each layer's q, k, v ports, of each MLP, and of the logits, each `pair pos d_model`.
+def streams(
+    model: LanguageModel, values: Values
+) -> tuple[
+    list[Float[Tensor, "row pos d_model"]], list[Float[Tensor, "row pos d_model"]], Float[Tensor, "row pos d_model"]
+]:
+    """The inputs of each layer's q, k, v ports, of each MLP, and of the logits, each `row pos d_model`.
 
     A port's input is the sum of the outputs of all its senders and of the attention output biases before it, which are
     never ablated. Of ablated values these are the ports' ablated inputs.

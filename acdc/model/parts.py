@@ -1,7 +1,7 @@
 """The parts of a transformer as plain functions on tensors.
 
-Shapes: `...` stands for any leading axes (usually a variant), then `pair pos d_model`; per-head tensors have a head
-axis before `pair`: `... head pair pos d_head`. A part takes the raw residual stream at its port and applies its own
+Shapes: `...` stands for any leading axes (usually a variant), then `row pos d_model`; per-head tensors have a head
+axis before `row`: `... head row pos d_head`. A part takes the raw residual stream at its port and applies its own
 norm. Attention output biases belong to the residual stream (`Layer.b_O`), never to a head.
 """
 
@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from acdc.graph import GraphConfig
 from acdc.model.linear import linear
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T", bound="Rotary | Norm | Mlp | Layer | LanguageModel")
 
 
 def moved(part: T, device: torch.device | str, dtype: torch.dtype) -> T:
@@ -57,10 +55,10 @@ class Norm:
 
     kind: str
     eps: float = 0.0
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    weight: Float[Tensor, " d_model"] | None = None
+    bias: Float[Tensor, " d_model"] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         if self.kind == "none":
             return x
         if self.kind == "layer":
@@ -68,7 +66,7 @@ class Norm:
         normalised = (x * self.scale(x)).to(x.dtype)
         return normalised if self.weight is None else normalised * self.weight
 
-    def scale(self, x: Tensor) -> Tensor:
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """What the norm multiplies each `... d_model` with (layer norm after it is centred), `... 1`.
 
         In single precision at least, as Hugging Face has it: in half precision the square of 256 overflows.
@@ -80,7 +78,9 @@ class Norm:
         power = x.var(-1, correction=0, keepdim=True) if centred else x.square().mean(-1, keepdim=True)
         return torch.rsqrt(power + self.eps)
 
-    def held(self, direction: Tensor, at: Tensor) -> Tensor:
+    def held(
+        self, direction: Float[Tensor, "*#batch d_model"], at: Float[Tensor, "*#batch d_model"]
+    ) -> Float[Tensor, "... d_model"]:
         """What a direction behind the norm is before it, with the scale that `at` has: the norm is linear then.
 
         direction · norm(at) is held(direction, at) · at, and direction · bias. Each `... d_model`.
@@ -102,11 +102,13 @@ class Rotary:
     Face's.
     """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Float[Tensor, "n_ctx d_rotary"]
+    sin: Float[Tensor, "n_ctx d_rotary"]
     adjacent: bool
 
-    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Float[Tensor, "*batch pos d_head"], positions: Int[Tensor, "... #pos"] | None = None
+    ) -> Float[Tensor, "*batch pos d_head"]:
         """Rotate queries or keys, `... pos d_head`; `positions` (broadcast against `... pos`) if not 0, 1, ...
 
         The tables are kept in single precision and rounded to that of `x`.
@@ -132,22 +134,22 @@ class Mlp:
 
     norm: Norm
     activation: Callable[[Tensor], Tensor]
-    W_in: Tensor
-    W_out: Tensor
-    b_in: Tensor | None = None
-    b_out: Tensor | None = None
-    W_gate: Tensor | None = None
-    b_gate: Tensor | None = None
+    W_in: Float[Tensor, "d_model d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_in: Float[Tensor, " d_mlp"] | None = None
+    b_out: Float[Tensor, " d_model"] | None = None
+    W_gate: Float[Tensor, "d_model d_mlp"] | None = None
+    b_gate: Float[Tensor, " d_mlp"] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the MLP writes for the residual stream `x`, `... d_model` to the same."""
         return self.write(self.neurons(x))
 
-    def write(self, neurons: Tensor) -> Tensor:
+    def write(self, neurons: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
         """What neurons write, the output bias with it: `... d_mlp` → `... d_model`."""
         return linear(neurons, self.W_out.T, self.b_out)
 
-    def neurons(self, x: Tensor) -> Tensor:
+    def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
         """The neurons for the residual stream `x`, as `W_out` reads them: `... d_model` → `... d_mlp`."""
         x = self.norm(x)
         hidden = linear(x, self.W_in.T, self.b_in)
@@ -166,14 +168,14 @@ class Layer:
     """
 
     norm: Norm
-    W_Q: Tensor
-    W_K: Tensor
-    W_V: Tensor
-    b_Q: Tensor | None
-    b_K: Tensor | None
-    b_V: Tensor | None
-    W_O: Tensor
-    b_O: Tensor | None
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "kv_head d_model d_head"]
+    W_V: Float[Tensor, "kv_head d_model d_head"]
+    b_Q: Float[Tensor, "head d_head"] | None
+    b_K: Float[Tensor, "kv_head d_head"] | None
+    b_V: Float[Tensor, "kv_head d_head"] | None
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_O: Float[Tensor, " d_model"] | None
     scale: float
     rotary: Rotary | None
     mlp: Mlp | None
@@ -182,7 +184,7 @@ class Layer:
     def n_heads(self) -> int:
         return self.W_Q.shape[0]
 
-    def weights(self, letter: str) -> tuple[Tensor, Tensor | None]:
+    def weights(self, letter: str) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
         """The projection and bias of q, k or v, one row per query head (`head d_model d_head`, `head d_head`)."""
         W, b = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
         if (group := self.n_heads // W.shape[0]) > 1:
@@ -190,7 +192,7 @@ class Layer:
         return W, b
 
     def project(self, letter: str, x: Tensor, heads: Tensor | slice = slice(None)) -> Tensor:
-        """The port's residual stream to q, k or v: `... head pair pos d_model` → `... head pair pos d_head`.
+        """The port's residual stream to q, k or v: `... head row pos d_model` → `... head row pos d_head`.
 
         `heads` says which heads the head axis stands for. Queries and keys come out rotated.
         """
@@ -201,8 +203,10 @@ class Layer:
             projected = projected + b[heads][:, None, None, :]
         return self.rotary(projected) if self.rotary is not None and letter != "v" else projected
 
-    def project_together(self, letter: str, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Every head's q, k or v of one residual stream: `... pair pos d_model` → `... head pair pos d_head`.
+    def project_together(
+        self, letter: str, x: Float[Tensor, "*batch row pos d_model"], positions: Int[Tensor, "... #pos"] | None = None
+    ) -> Float[Tensor, "*batch head row pos d_head"]:
+        """Every head's q, k or v of one residual stream: `... row pos d_model` → `... head row pos d_head`.
 
         `positions`: which positions the position axis stands for, if not 0, 1, ...; broadcast against `... pos`.
         """
@@ -214,7 +218,13 @@ class Layer:
         group = self.n_heads // W.shape[0]
         return projected.repeat_interleave(group, -4) if group > 1 else projected
 
-    def project_head(self, letter: str, head: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def project_head(
+        self,
+        letter: str,
+        head: int,
+        x: Float[Tensor, "*batch pos d_model"],
+        positions: Int[Tensor, "... #pos"] | None = None,
+    ) -> Float[Tensor, "*batch pos d_head"]:
         """One head's q, k or v: `... pos d_model` → `... pos d_head`.
 
         `positions`: which positions the position axis stands for, if not 0, 1, ...; broadcast against `... pos`.
@@ -226,21 +236,38 @@ class Layer:
             return projected
         return self.rotary(projected, positions)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Attention: q, k, v `... pair pos d_head` to z of the same shape. `mask`: True where a query may not look."""
+    def mix(
+        self,
+        q: Float[Tensor, "*#batch row query d_head"],
+        k: Float[Tensor, "*#batch row key d_head"],
+        v: Float[Tensor, "*#batch row key d_head"],
+        mask: Bool[Tensor, "#row #query #key"],
+    ) -> Float[Tensor, "*batch row query d_head"]:
+        """Attention: q, k, v `... row pos d_head` to z of the same shape. `mask`: True where a query may not look."""
         return self.attend(q, k, mask) @ v
 
-    def attend(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-        """The attention pattern: q, k `... pair pos d_head` → `... pair query key`."""
+    def attend(
+        self,
+        q: Float[Tensor, "*#batch row query d_head"],
+        k: Float[Tensor, "*#batch row key d_head"],
+        mask: Bool[Tensor, "#row #query #key"],
+    ) -> Float[Tensor, "*batch row query key"]:
+        """The attention pattern: q, k `... row pos d_head` → `... row query key`."""
         scores = (q @ k.transpose(-2, -1)) * self.scale
         return scores.masked_fill(mask, float("-inf")).softmax(-1)
 
-    def write_together(self, z: Tensor, heads: Sequence[int] | Tensor | slice = slice(None)) -> Tensor:
-        """What heads write in all: `... head pair pos d_head` → `... pair pos d_model`, without the layer's bias."""
+    def write_together(
+        self,
+        z: Float[Tensor, "*batch head row pos d_head"],
+        heads: Sequence[int] | Int[Tensor, " head"] | slice = slice(None),
+    ) -> Float[Tensor, "*batch row pos d_model"]:
+        """What heads write in all: `... head row pos d_head` → `... row pos d_model`, without the layer's bias."""
         return linear(z.movedim(-4, -2).flatten(-2), self.W_O[heads].flatten(0, 1).T)
 
-    def write(self, z: Tensor, heads: Tensor | slice = slice(None)) -> Tensor:
-        """What heads write: `... head pair pos d_head` → `... head pair pos d_model`, without the layer's bias."""
+    def write(
+        self, z: Float[Tensor, "*batch head row pos d_head"], heads: Int[Tensor, " head"] | slice = slice(None)
+    ) -> Float[Tensor, "*batch head row pos d_model"]:
+        """What heads write: `... head row pos d_head` → `... head row pos d_model`, without the layer's bias."""
         return torch.einsum("...hpte,hed->...hptd", z, self.W_O[heads])
 
 
@@ -257,12 +284,12 @@ class LanguageModel:
 
     name: str
     config: GraphConfig
-    W_E: Tensor
-    W_pos: Tensor | None
+    W_E: Float[Tensor, "vocabulary d_model"]
+    W_pos: Float[Tensor, "n_ctx d_model"] | None
     layers: tuple[Layer, ...]
     final_norm: Norm
-    W_U: Tensor
-    b_U: Tensor | None
+    W_U: Float[Tensor, "d_model output"]
+    b_U: Float[Tensor, " output"] | None
     causal: bool
     max_length: int
     tokenizer: Any
@@ -297,8 +324,8 @@ class LanguageModel:
         """The same model; weights that were made in inference mode, which autograd refuses, are copied."""
         return _mapped(self, lambda t: t.clone() if t.is_inference() else t)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids `pair pos` to the graph's input senders, `input pair pos d_model` (one, or token and position)."""
+    def embed(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "input row pos d_model"]:
+        """Token ids `row pos` to the graph's input senders, `input row pos d_model` (one, or token and position)."""
         token_part = self.W_E[tokens]
         if self.W_pos is None:
             return token_part[None]
@@ -307,15 +334,17 @@ class LanguageModel:
             return torch.stack((token_part, position_part))
         return (token_part + position_part)[None]
 
-    def unembed(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+    def unembed(
+        self, x: Float[Tensor, "*batch d_model"], columns: Int[Tensor, " column"] | None = None
+    ) -> Float[Tensor, "*batch _"]:
         """The residual stream `... d_model` to logits `... vocabulary`, or only to some columns of it."""
         W, b = self.W_U, self.b_U
         if columns is not None:
             W, b = W[:, columns], None if b is None else b[columns]
         return linear(self.final_norm(x), W.T, b)
 
-    def attention_mask(self, lengths: Tensor, n_positions: int) -> Tensor:
-        """`pair query key`, True where a query may not look: the future in a causal model, padding in any other; and
+    def attention_mask(self, lengths: Int[Tensor, " row"], n_positions: int) -> Bool[Tensor, "#row pos pos"]:
+        """`row query key`, True where a query may not look: the future in a causal model, padding in any other; and
         what lies before its window."""
         positions = torch.arange(n_positions, device=lengths.device)
         if self.causal:  # padding is behind every real position
