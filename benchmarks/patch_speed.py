@@ -30,7 +30,7 @@ from acdc.experiment import Experiment
 from acdc.files import write_json
 from acdc.model.load import ModelSettings, load_model
 from acdc.patching import patch
-from acdc.patching.result import Patched
+from acdc.patching.activation_result import Patched
 from acdc.tasks.base import Task
 from benchmarks.acdc_speed import SHAPES, checkpoint, processor, random_task
 

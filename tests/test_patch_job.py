@@ -16,7 +16,7 @@ from matplotlib import image
 
 from acdc import Experiment, patch
 from acdc.cli import run
-from acdc.patching.result import CLASSES
+from acdc.patching.activation_result import CLASSES
 
 COLUMNS = ["site", "layer", "head", "position", "direction", "recovery", "std", "n", "subset"]
 

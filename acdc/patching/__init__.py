@@ -25,7 +25,7 @@ def load(name: str) -> ModuleType:
 def patch(experiment: Experiment, name: str = "activation", **options: Any) -> Any:
     """Patch, with the options of `name` as keywords: `patch(experiment, site="q", direction="noise")`.
 
-    Returns what `name` finds, such as `acdc.patching.result.Patched`.
+    Returns what `name` finds, such as `acdc.patching.activation_result.Patched`.
 
     Raises
     ------

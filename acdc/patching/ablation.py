@@ -18,14 +18,13 @@ from torch import Tensor
 from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching.ablated import Ablated, Ablation, Additivity, Curve, Scale, strongest
+from acdc.patching.ablation_result import Ablated, Ablation, Additivity, Curve, Scale, strongest
+from acdc.patching.ablation_run import PROMPTS, VALUES, AblationRun, AblationValues
 from acdc.patching.base import Progress, by_pair, ends
 from acdc.patching.ranking import NamedSites
 from acdc.patching.self_repair import find_backup, fits, most_direct
 from acdc.patching.shift import measure
 from acdc.patching.sites import WAYS, Choice, Grid, Site
-from acdc.patching.standins import PROMPTS, VALUES, StandIns
-from acdc.patching.together import Together
 
 RANKINGS = ("effect", "given", "random")
 
@@ -118,7 +117,7 @@ class Plan:
 
     grids: list[Grid]
     names: NamedSites
-    stand_ins: StandIns
+    replacements: AblationValues
     order: list[Site] | None
     backup: list[Site] | int
     additivity: list[Site] | int
@@ -133,7 +132,7 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
 
     Raises
     ------
-    ConfigError: see `Choice.grids`, `StandIns`, `NamedSites`; an ablation other than `corrupted`.
+    ConfigError: see `Choice.grids`, `AblationValues`, `NamedSites`; an ablation other than `corrupted`.
     """
     if (name := experiment.ablation.name) != "corrupted":
         raise ConfigError(
@@ -141,9 +140,9 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
             f" patch.value from {', '.join(VALUES)}, and give ablation=corrupted"
         )
     grids = settings.choice.grids(experiment)
-    stand_ins = StandIns(experiment, settings.value, settings.over, settings.draws, settings.seed)
+    replacements = AblationValues(experiment, settings.value, settings.over, settings.draws, settings.seed)
     for grid in grids:
-        stand_ins.check(grid.kind.name)
+        replacements.check(grid.kind.name)
     names = NamedSites(grids)
     order = None
     if settings.order is not None:
@@ -161,7 +160,7 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
             f"patch.backup={names.name(wrong[0])}: patch.site={wrong[0].kind} is not of one head, MLP or neuron, so it"
             " has no direct effect of its own to lose; choose other sites"
         )
-    return Plan(grids, names, stand_ins, order, backup, additivity)
+    return Plan(grids, names, replacements, order, backup, additivity)
 
 
 def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Ablation:
@@ -179,23 +178,23 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     counts = _counts(len(plan.curve_sites), settings.points)
     tick = _Ticker(_total(plan, settings, len(counts) - 1), progress)
     memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
-    together = Together(experiment, plan.stand_ins, memory, tick)
+    run = AblationRun(experiment, plan.replacements, memory, tick)
     clean, corrupted = (by_pair(experiment, end) for end in ends(experiment))
     scale = Scale(clean, corrupted, experiment.metric.larger_is_better)
     shifts = measure(
         experiment,
         plan.grids,
-        lambda kind, layer: (plan.stand_ins(kind, layer, draw) for draw in range(plan.stand_ins.draws)),
+        lambda kind, layer: (plan.replacements(kind, layer, draw) for draw in range(plan.replacements.draws)),
         memory,
         settings.shift_limit,
     )
     maps = []
     for grid, shift in zip(plan.grids, shifts, strict=True):
-        values = together.alone(grid)
+        values = run.alone(grid)
         maps.append(Ablated(grid, values, scale.effects(values), shift))
 
     def effects(sets: Sequence[Sequence[Site]]) -> Tensor:
-        return scale.effects(together.values(sets))
+        return scale.effects(run.values(sets))
 
     result = Ablation(
         maps=tuple(maps),
@@ -217,7 +216,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     sites = plan.backup
     if isinstance(sites, int):
         sites = most_direct(experiment, [site for site, _ in ranked], sites)
-    backups = find_backup(together, sites) if sites else []
+    backups = find_backup(run, sites) if sites else []
     chosen = strongest(ranked, plan.additivity) if isinstance(plan.additivity, int) else plan.additivity
     additivity = _additivity(effects, chosen, by_site) if len(chosen) > 1 else None
     tick.finish()

@@ -17,14 +17,14 @@ from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching import base, estimates, shortlist, site_settings
+from acdc.patching import base, estimates, site_settings
+from acdc.patching.activation_result import Patched, SiteMap
 from acdc.patching.base import Progress
-from acdc.patching.changes import Changes
-from acdc.patching.result import Patched, SiteMap
+from acdc.patching.estimates import estimate
 from acdc.patching.shift import Shift, measure
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
-from acdc.patching.values import RunValues
+from acdc.patching.values import RunValues, SiteChanges
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     ConfigError, TaskError: see `check`.
     """
     grids = check(experiment, settings)
-    chosen = shortlist.choose(experiment, settings, grids, settings.shortlist_size if settings.shortlist else None)
+    chosen = _shortlisted(experiment, settings, grids, settings.shortlist_size if settings.shortlist else None)
     total = sum(int(one.sites.sum()) for one in chosen.values())
     memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
     blocks = base.blocks(experiment, memory)
@@ -94,7 +94,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         for (i, direction), sites in chosen.items():
             grid = grids[i]
             places = torch.stack([place.mask(block) for place in grid.places])
-            patched, source = base.roles(direction)
+            patched, source = base.base_and_source(direction)
             sweep = _Sweep(runs[patched], runs[source], base.batch_bytes(memory))
             parts = []
             for layer, which in zip(grid.layers, sites.sites, strict=True):
@@ -114,8 +114,56 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
 def _shifts(experiment: Experiment, grids: list[Grid], direction: str, memory: int) -> list[Shift]:
     """How far the values that are put in lie from clean ones, a grid each."""
-    source = RunValues(experiment, base.roles(direction)[1], memory)
+    source = RunValues(experiment, base.base_and_source(direction)[1], memory)
     return measure(experiment, grids, lambda kind, layer: [source(kind, layer)], memory)
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """The sites of one map that are patched.
+
+    Attributes
+    ----------
+    sites : torch.Tensor
+        True where a site is patched, `layer unit place`.
+    estimate : torch.Tensor or None
+        The estimated importance that they were ranked by, `layer unit place`; None where all are patched.
+    """
+
+    sites: Tensor
+    estimate: Tensor | None
+
+
+def _shortlisted(
+    experiment: Experiment, settings: SiteSettings, grids: list[Grid], size: int | None
+) -> dict[tuple[int, str], _Sites]:
+    """Choose the sites with the largest estimates of each map.
+
+    Queries and keys are estimated with AtP*'s correction, which costs no further pass.
+
+    Parameters
+    ----------
+    experiment, settings, grids
+    size : int or None
+        How many sites of a map; None is all.
+
+    Returns
+    -------
+    dict
+        The sites of each map, by the index of its grid and its direction.
+    """
+    keys = [(i, direction) for i in range(len(grids)) for direction in settings.directions]
+    if size is None:
+        return {(i, d): _Sites(torch.ones(grids[i].shape, dtype=torch.bool), None) for i, d in keys}
+    maps = estimate(experiment, settings, qk_fix=True)
+    return dict(zip(keys, (_largest(one.importance, size) for one in maps), strict=True))
+
+
+def _largest(importance: Tensor, size: int) -> _Sites:
+    order = importance.abs().flatten().argsort(descending=True, stable=True)
+    sites = torch.zeros(importance.numel(), dtype=torch.bool)
+    sites[order[:size]] = True
+    return _Sites(sites.reshape(importance.shape), importance)
 
 
 class _Sweep:
@@ -134,7 +182,7 @@ class _Sweep:
         places: `place row pos`. which: the sites to patch, `unit place`.
         """
         device = self.base.model.device
-        changes = Changes(grid.kind, layer, self.base, self.source)
+        changes = SiteChanges(grid.kind, layer, self.base, self.source)
         n_places, together = len(grid.places), grid.units == (None,)
         units = torch.tensor([0 if unit is None else unit for unit in grid.units], device=device)
         # Sites of the same place beside each other, the places in the order of the text, so that sites that are

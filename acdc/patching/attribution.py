@@ -11,18 +11,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching import activation, estimates
-from acdc.patching.agreement import Agreement, Disagreement
-from acdc.patching.backup import find_backups
+from acdc.patching.activation_result import Patched, SiteMap
+from acdc.patching.backup import Backup, find_backups
 from acdc.patching.base import Progress
-from acdc.patching.result import Patched
 from acdc.patching.site_settings import SiteSettings
-from acdc.patching.sites import Grid
+from acdc.patching.sites import Grid, Site
 from acdc.result import Labelled, Result, as_table
 
 
@@ -182,3 +183,66 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     backups = find_backups(experiment, [(site, direction) for site, direction, *_ in listed], memory)
     disagreements = (Disagreement(*item, backup) for item, backup in zip(listed, backups, strict=True))
     return Attributed(estimated, agreements, tuple(disagreements), corrections)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An estimated map beside the same map really patched.
+
+    Attributes
+    ----------
+    unsigned: the estimates have no sign (GradDrop), so they stand beside the mean over pairs of the effect's size.
+    """
+
+    estimated: SiteMap
+    real: SiteMap
+    unsigned: bool = False
+
+    @property
+    def effects(self) -> tuple[Tensor, Tensor]:
+        """Importance as estimated and as it is, each `site`, in the order of the grid."""
+        real = self.real.importance
+        if self.unsigned:
+            unpatched = self.real.clean if self.real.direction == "noise" else self.real.corrupted
+            gap = (self.real.clean - self.real.corrupted).mean()
+            real = ((self.real.values - unpatched) / gap).abs().mean(-1)
+        return self.estimated.importance.flatten(), real.flatten()
+
+    @property
+    def pearson(self) -> float:
+        """Correlation of the effects over the sites; NaN where one of them does not vary."""
+        return _correlation(*(x.numpy() for x in self.effects))
+
+    @property
+    def spearman(self) -> float:
+        """Correlation of the effects' ranks; ties have their mean rank."""
+        return _correlation(*(_ranks(x.numpy()) for x in self.effects))
+
+    def furthest(self, most: int) -> list[tuple[Site, float, float]]:
+        """The sites where estimate and reality differ most: site, estimated and real importance."""
+        estimated, real = self.effects
+        order = (estimated - real).abs().argsort(descending=True, stable=True)[:most].tolist()
+        sites = list(self.real.grid)
+        return [(sites[i], float(estimated[i]), float(real[i])) for i in order]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A site where estimate and reality differ, and the heads that may be why."""
+
+    site: Site
+    direction: str
+    estimated: float
+    real: float
+    backup: Backup
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

@@ -15,9 +15,9 @@ from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
 from acdc.patching import base
-from acdc.patching.changes import Changes
 from acdc.patching.direct import directions
 from acdc.patching.sites import KINDS, Site
+from acdc.patching.values import SiteChanges
 
 LEAST = 0.05  # of the direct effect: a head that moves less is no backup
 NONE_BELOW = 0.01  # of clean − corrupted: a direct effect that can be told from none
@@ -53,7 +53,7 @@ def find_backups(experiment: Experiment, sites: Sequence[tuple[Site, str]], memo
     for block in base.blocks(experiment, memory // 2) if sites else []:
         runs = base.runs_of(block)
         for i, (site, direction) in enumerate(sites):
-            patched, source = (runs[name] for name in base.roles(direction))
+            patched, source = (runs[name] for name in base.base_and_source(direction))
             of_site, of_heads = _changes(site, patched, source)
             direct[i] += of_site
             shares[i] += of_heads
@@ -79,7 +79,7 @@ def _changes(site: Site, run: ResumedRun, source: ResumedRun) -> tuple[float, Te
     slope = slope * experiment.readouts.weight[:, None].to(slope)
     unit = site.head if site.neuron is None else site.neuron
     units = None if unit is None else torch.tensor([unit], device=model.device)
-    change = Changes(kind, site.layer, run, source)(units, site.place.mask(experiment)[None])
+    change = SiteChanges(kind, site.layer, run, source)(units, site.place.mask(experiment)[None])
     if kind.point == "pre":
         name, stream = "resid_pre", run.pre[site.layer]
     elif kind.point == "mid" and run.mid:

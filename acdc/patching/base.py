@@ -45,7 +45,7 @@ def runs_of(block: Experiment) -> dict[str, ResumedRun]:
     return {"clean": ResumedRun(block, block.clean), "corrupted": ResumedRun(block, block.ablated)}
 
 
-def roles(direction: str) -> tuple[str, str]:
+def base_and_source(direction: str) -> tuple[str, str]:
     """Of a direction, which run is patched and which gives the values."""
     return ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
 

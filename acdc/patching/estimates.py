@@ -14,11 +14,11 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching import base, site_settings
+from acdc.patching.activation_result import SiteMap
 from acdc.patching.base import Progress
-from acdc.patching.changes import Changes
-from acdc.patching.result import SiteMap
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
+from acdc.patching.values import SiteChanges
 
 _STATIONARY = ("kl_div", "l2")  # least on the clean run, where their gradient is therefore zero
 
@@ -76,7 +76,7 @@ def estimate(
         runs, source_of = base.runs_of(block), torch.tensor(block.batch.source)
         places = [torch.stack([place.mask(block) for place in grid.places]) for grid in grids]
         for direction in settings.directions:
-            patched, source = (runs[name] for name in base.roles(direction))
+            patched, source = (runs[name] for name in base.base_and_source(direction))
             for layer, plain, dropped in backward(patched, grad_drop):
                 for i, grid in enumerate(grids):
                     if layer in grid.layers:
@@ -122,7 +122,7 @@ class _Effects:
     ) -> None:
         self.grid, self.index, self.base, self.source, self.places = grid, layer, base, source, places
         self.layer, self.mask = base.model.layers[layer], base.experiment.attention_mask
-        self.changes = Changes(grid.kind, layer, base, source)
+        self.changes = SiteChanges(grid.kind, layer, base, source)
         name = grid.kind.name
         self.through_softmax = name in ("q", "k") and not qk_fix
         # Keys share a softmax, so what several tokens do together is not the sum of what each does.

@@ -21,13 +21,13 @@ from acdc.experiment import Experiment
 from acdc.patching.base import (
     DIRECTIONS,
     Progress,
+    base_and_source,
     batch_bytes,
     blocks,
     by_pair,
     check_ablation,
     check_scale,
     ends,
-    roles,
     runs_of,
 )
 from acdc.patching.path_choice import SWEEPS, Group, Path, paths_of, ports_of, root_ports, through_nodes
@@ -181,7 +181,7 @@ class _Sweep:
         values = []
         for block in self.blocks:
             runs = runs_of(block)
-            base, source = (runs[name] for name in roles(direction))
+            base, source = (runs[name] for name in base_and_source(direction))
             run = PathRun(base, source, self.through, place.mask(block), memory)
             values.append(run.values(paths, self._tell))
         patched = by_pair(self.experiment, torch.cat(values, -1))

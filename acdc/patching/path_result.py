@@ -11,9 +11,9 @@ import pandas as pd
 from torch import Tensor
 
 from acdc.graph import Graph
+from acdc.patching.activation_result import Measured
 from acdc.patching.path_choice import Path
 from acdc.patching.positions import Place
-from acdc.patching.result import Measured
 from acdc.result import Labelled, Result, as_table
 
 

@@ -19,23 +19,23 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError, ModelError, TaskError
 from acdc.experiment import Experiment
 from acdc.model.sae import SparseAutoencoder, load_sae
+from acdc.patching.activation_result import SiteMap
 from acdc.patching.base import (
     DIRECTIONS,
     Progress,
+    base_and_source,
     batch_bytes,
     blocks,
     by_pair,
     check_ablation,
     check_scale,
     ends,
-    roles,
     runs_of,
 )
 from acdc.patching.estimates import backward
-from acdc.patching.features import Example, PatchedFeatures
 from acdc.patching.positions import Place, places
-from acdc.patching.reconstruction import POINTS, Survey, activation, features_of, real_tokens
-from acdc.patching.result import SiteMap
+from acdc.patching.sae_reconstruction import POINTS, Survey, activation, features_of, real_tokens
+from acdc.patching.sae_result import Example, PatchedFeatures
 from acdc.patching.sites import Grid, Kind
 from acdc.tasks.base import Tokenizer
 
@@ -250,7 +250,7 @@ class _Work:
         for block, runs in self.blocks():
             where = self._places(block).double()
             for direction, total in found.items():
-                base, source = roles(direction)
+                base, source = base_and_source(direction)
                 slope = gradient(runs[base], self.sae.layer, POINTS[self.sae.hook]).to(self.sae.W_dec.dtype)
                 start = 0
                 for some in self._split(block, chosen):
@@ -270,7 +270,7 @@ class _Work:
         for block, runs in self.blocks():
             where = self._places(block)
             for direction, collected in found.items():
-                base, source = (runs[name] for name in roles(direction))
+                base, source = (runs[name] for name in base_and_source(direction))
                 parts = []
                 for some in self._split(block, chosen):
                     change = self._features(block, source, some) - self._features(block, base, some)

@@ -15,10 +15,10 @@ from torch import Tensor
 from acdc.experiment import Experiment
 from acdc.graph import Graph
 from acdc.model.parts import LanguageModel
-from acdc.patching.ablated import LEAST, Backup
+from acdc.patching.ablation_result import LEAST, Backup
+from acdc.patching.ablation_run import AblationRun
 from acdc.patching.base import by_pair
 from acdc.patching.sites import KINDS, Site
-from acdc.patching.together import Together
 
 
 def fits(site: Site) -> bool:
@@ -27,14 +27,14 @@ def fits(site: Site) -> bool:
 
 
 @torch.no_grad()
-def find_backup(together: Together, sites: Sequence[Site]) -> list[Backup]:
+def find_backup(run: AblationRun, sites: Sequence[Site]) -> list[Backup]:
     """Ablate each site alone and see what the others' direct effects become."""
-    experiment, draws = together.experiment, together.stand_ins.draws
+    experiment, draws = run.experiment, run.replacements.draws
     directions = read_directions(experiment)
     before = _clean_effects(experiment, directions)
     after = torch.zeros(len(sites), *before.shape, dtype=before.dtype, device=before.device)
     names = tuple(component_names(experiment.graph))
-    for batch in together.batches([[site] for site in sites]):
+    for batch in run.batches([[site] for site in sites]):
         found = batch.run.run(batch.replaced)
         changed = direct_effects(batch.run.experiment, directions[batch.here], found.heads, found.mlps)
         for i, name in enumerate(names):

@@ -23,11 +23,10 @@ from acdc.experiment import Experiment
 from acdc.metrics import alike
 from acdc.model.forward import run_from
 from acdc.patching.base import Progress, batch_bytes, blocks, by_pair
-from acdc.patching.changes import Changes
-from acdc.patching.positions import Place, subject
-from acdc.patching.roles import WAYS, traced_places
+from acdc.patching.positions import TRACED_BY, Place, subject, traced_places
 from acdc.patching.sites import KINDS
-from acdc.patching.traced import Traced, TraceMap
+from acdc.patching.tracing_result import Traced, TraceMap
+from acdc.patching.values import SiteChanges
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 _MOST_WINDOW = 10
@@ -41,7 +40,7 @@ class Settings:
     ----------
     name: `tracing`.
     site: one or several of `SITES`; None is all that the model has.
-    by: how states of a layer are told apart: `role` (see `acdc.patching.roles`) or `position`.
+    by: how states of a layer are told apart: `role` (see `acdc.patching.positions`) or `position`.
     subject: an index, a label or a span `start:end`; None is what the pairs call their subject.
     noise: standard deviation of the noise, in those of the token embeddings of all the subjects.
     draws: of the noise; effects are means over them. seed: of the noise.
@@ -65,8 +64,8 @@ class Settings:
         if self.site is not None and (not sites or (wrong := [site for site in sites if site not in SITES])):
             given = wrong[0] if sites else "[]"
             raise ConfigError(f"patch.site={given} is not known: choose from {', '.join(SITES)}, or null for all")
-        if self.by not in WAYS:
-            raise ConfigError(f"patch.by={self.by} is not known: choose {' or '.join(WAYS)}")
+        if self.by not in TRACED_BY:
+            raise ConfigError(f"patch.by={self.by} is not known: choose {' or '.join(TRACED_BY)}")
         if not 0 < self.noise < math.inf:
             raise ConfigError(f"patch.noise={self.noise:g} is not allowed: give a finite number above 0")
         for key in ("draws", "window"):
@@ -239,7 +238,7 @@ class Restoring:
         run = self.noised if len(layers) == 1 else joint
         parts = where.split(max(1, self.memory // run.bytes_per_variant()))
         if len(layers) == 1:
-            change = Changes(KINDS[site], layers[0], self.noised, self.clean)
+            change = SiteChanges(KINDS[site], layers[0], self.noised, self.clean)
             point = KINDS[site].point
             return torch.cat([self.noised.metric_values(layers[0], point, change(None, at)) for at in parts])
         values = {(site, layer): self._clean_value(site, layer) for layer in layers}

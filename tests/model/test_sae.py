@@ -20,7 +20,7 @@ from acdc import Experiment
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ModelError
 from acdc.model.sae import BUNDLED, SparseAutoencoder, load_sae, read_sae, save_sae
-from acdc.patching.reconstruction import Survey
+from acdc.patching.sae_reconstruction import Survey
 from acdc.tasks.base import Pair, Task, Tokenizer
 from scripts.train_sae import held_out_pairs
 

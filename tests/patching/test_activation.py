@@ -19,7 +19,7 @@ from acdc import Experiment
 from acdc.errors import AcdcError
 from acdc.model import ModelSettings, load_model
 from acdc.patching import patch
-from acdc.patching.result import Patched, SiteMap
+from acdc.patching.activation_result import Patched, SiteMap
 from acdc.patching.sites import KINDS, WAYS, Site
 from acdc.tasks.base import Pair, Task
 

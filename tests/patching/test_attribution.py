@@ -14,9 +14,9 @@ from torch import Tensor
 from acdc import patch
 from acdc.errors import AcdcError
 from acdc.patching import activation, attribution
-from acdc.patching.agreement import Agreement
+from acdc.patching.activation_result import SiteMap
+from acdc.patching.attribution import Agreement
 from acdc.patching.backup import LEAST, NONE_BELOW, find_backups
-from acdc.patching.result import SiteMap
 from acdc.tasks.base import Pair
 
 

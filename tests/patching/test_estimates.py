@@ -17,7 +17,7 @@ from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import activation, estimates
-from acdc.patching.result import SiteMap
+from acdc.patching.activation_result import SiteMap
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import KINDS, WAYS, Site
 from acdc.tasks.base import Pair

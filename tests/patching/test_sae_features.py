@@ -17,9 +17,9 @@ from acdc import Experiment
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import patch
-from acdc.patching.features import rank_correlation, ranks
-from acdc.patching.reconstruction import GOOD
 from acdc.patching.sae import gradient
+from acdc.patching.sae_reconstruction import GOOD
+from acdc.patching.sae_result import rank_correlation, ranks
 from acdc.tasks.base import Pair, Task
 
 HOOKS = {  # where one stands, and what the bridge calls it

@@ -18,10 +18,10 @@ from acdc.errors import AcdcError
 from acdc.experiment import Experiment
 from acdc.files import write_csv
 from acdc.patching import ablation, patch
-from acdc.patching.ablated import Ablation
 from acdc.patching.ablation import Settings
+from acdc.patching.ablation_result import Ablation
+from acdc.patching.ablation_run import VALUES
 from acdc.patching.sites import KINDS, Site
-from acdc.patching.standins import VALUES
 from acdc.tasks.base import Pair
 
 LABELS = {6: {"two": [0, 2], "verb": 3, "end": -1}, 5: {"two": [0, 2], "verb": 2, "end": -1}}
@@ -37,7 +37,7 @@ class Hooked:
         self.caches = {name: self.bridge.run_with_cache(tokens)[1] for name, tokens in self.tokens.items()}
         self.full = self.read(self.bridge(self.rows.clean))
         self.pair_of = list(one.batch.source)
-        self.donors = ablation.check(one, settings).stand_ins.donors if settings.value == "resample" else None
+        self.donors = ablation.check(one, settings).replacements.donors if settings.value == "resample" else None
         self.draws = settings.draws if settings.value == "resample" else 1
 
     def read(self, logits: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def test_the_seed_decides_the_draws() -> None:
     first, same, other = (ablated(one, settings_of("resample", seed=seed)).maps[0].values for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.allclose(first, other)
-    donors = ablation.check(one, settings_of("resample", draws=50)).stand_ins.donors
+    donors = ablation.check(one, settings_of("resample", draws=50)).replacements.donors
     assert all(set(donors[:, row].tolist()) == set(range(8)) - {row} for row in range(8))
 
 

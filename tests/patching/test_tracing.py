@@ -17,10 +17,9 @@ from acdc.ablation import AblationSettings
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import patch
-from acdc.patching.positions import Place
-from acdc.patching.roles import traced_places
-from acdc.patching.traced import Traced
+from acdc.patching.positions import Place, traced_places
 from acdc.patching.tracing import Restoring, Settings, check, noised_run, standard_noise, window_around
+from acdc.patching.tracing_result import Traced
 from acdc.tasks.base import Pair, Task
 
 HOOKS = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out"}

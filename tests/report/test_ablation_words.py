@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from acdc.patching.ablated import Additivity, Backup
+from acdc.patching.ablation_result import Additivity, Backup
 from acdc.report.patch.ablation import additivity_words, backup_words
 
 NAMES = ("A", "B", "C")

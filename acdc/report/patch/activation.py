@@ -7,7 +7,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Drawing
 
-from acdc.patching.result import CLASSES, Patched, SiteMap
+from acdc.patching.activation_result import CLASSES, Patched, SiteMap
 from acdc.report.maps import name_points
 from acdc.report.numbers import number
 from acdc.report.patch.sites import maps_section, sites_section, sites_table

@@ -6,8 +6,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Drawing
 
-from acdc.patching.agreement import Agreement, Disagreement
-from acdc.patching.attribution import Attributed
+from acdc.patching.attribution import Agreement, Attributed, Disagreement
 from acdc.patching.backup import LEAST, NONE_BELOW
 from acdc.report.maps import name_points
 from acdc.report.numbers import number, thousandths

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
 from acdc.metrics import ROUNDING
-from acdc.patching.features import Example, PatchedFeatures
+from acdc.patching.sae_result import Example, PatchedFeatures
 from acdc.report.maps import name_points
 from acdc.report.numbers import number, thousandths
 from acdc.report.patch.sites import KEPT_OR_LOST

@@ -6,7 +6,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Drawing
 
-from acdc.patching.result import Patched, SiteMap
+from acdc.patching.activation_result import Patched, SiteMap
 from acdc.report.maps import draw_grid
 from acdc.report.numbers import thousandths
 from acdc.report.view import Block, Figure, Folded, Section, Table

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 
 from acdc.patching.sites import KINDS
-from acdc.patching.traced import Traced, TraceMap
+from acdc.patching.tracing_result import Traced, TraceMap
 from acdc.report.maps import STEPS, draw_cells
 from acdc.report.numbers import number, thousandths
 from acdc.report.style import new_figure

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from acdc.graph import Graph
+from acdc.patching.activation_result import axes_of
 from acdc.patching.ranking import NamedSites
-from acdc.patching.result import axes_of
 from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
 from acdc.process import undisturbed

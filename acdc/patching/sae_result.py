@@ -13,8 +13,8 @@ from torch import Tensor
 
 from acdc.metrics import ROUNDING
 from acdc.model.sae import SparseAutoencoder
-from acdc.patching.reconstruction import Reconstruction
-from acdc.patching.result import SiteMap
+from acdc.patching.activation_result import SiteMap
+from acdc.patching.sae_reconstruction import Reconstruction
 from acdc.process import undisturbed
 from acdc.result import Labelled, Result, as_table
 
