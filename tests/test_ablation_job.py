@@ -74,9 +74,9 @@ def test_several_kinds_in_a_given_order(case: Case, here: Path) -> None:
     more = ['patch.order=["head_output:1.h0@1,3","mlp_out:0@1"]', "patch.ranking=given", "patch.value=zero"]
     more += ["patch.backup=0", 'patch.additivity=["mlp_out:0@1","mlp_out:1@3"]', "patch.orders=0"]
     assert run([*arguments, *more, "hydra.run.dir=out"]) == 0
-    assert [row["last"] for row in table(here / "out" / "knockout.csv")] == ["", "head_output:1.h0@1,3", "mlp_out:0@1"]
+    assert [row["last"] for row in table(here / "out" / "knockout.csv")] == ["", "head_output:a1.h0@1,3", "mlp_out:0@1"]
     rows = table(here / "out" / "patch.csv")
-    assert [row["name"] for row in rows][:2] == ["head_output:0.h0@1,3", "head_output:0.h1@1,3"]
+    assert [row["name"] for row in rows][:2] == ["head_output:a0.h0@1,3", "head_output:a0.h1@1,3"]
     assert {row["subset"] for row in rows} == {"positions=1,-1"}
     (both,) = table(here / "out" / "additivity.csv")
     assert both["sites"] == "mlp_out:0@1 mlp_out:1@3"
@@ -93,7 +93,7 @@ def test_a_ranking_from_another_run(case: Case, here: Path, monkeypatch: pytest.
     denoised = [row for row in table(here / "first" / "patch.csv") if row["direction"] == "denoise"]
     denoised.sort(key=lambda row: -float(row["recovery"]))
     rows = [row for row in table(here / "out" / "knockout.csv") if row["ranking"] == "patch.csv"]
-    assert [row["last"] for row in rows[1:]] == [f"{row['layer']}.h{row['head']}" for row in denoised]
+    assert [row["last"] for row in rows[1:]] == [f"a{row['layer']}.h{row['head']}" for row in denoised]
     before = (here / "out" / "knockout.csv").read_bytes()
     (here / "out" / "run.json").unlink()
     (here / "elsewhere").mkdir()

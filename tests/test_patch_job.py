@@ -72,7 +72,7 @@ def test_the_command_of_the_readme(here: Path) -> None:
     assert (metrics["clean"], metrics["corrupted"]) == pytest.approx((same.clean, same.corrupted), abs=1e-4)
     assert (metrics["sites"], metrics["pairs"]) == (16, 8)
     best = max(rows, key=lambda row: abs(float(row["recovery"])))
-    assert metrics["head_output_denoise_strongest"] == f"{best['layer']}.h{best['head']}"
+    assert metrics["head_output_denoise_strongest"] == f"a{best['layer']}.h{best['head']}"
 
 
 def test_a_narrow_terminal_breaks_no_word(case: Case, here: Path) -> None:
@@ -147,7 +147,7 @@ def test_maps_show_what_the_table_says(case: Case, here: Path) -> None:
         shown = [f"{v:.2f}".replace("-", "−") if abs(v) >= 0.005 else "0" for v in importance]
         start = len(texts) - len(shown) - 1  # behind the axes' labels, before the title or the colour bar
         assert any(texts[i : i + len(shown)] == shown for i in range(start + 1)), texts
-        assert {"0.h0", "1.h1", "0 2…", "2 7…"} <= set(texts)
+        assert {"a0.h0", "a1.h1", "0 2…", "2 7…"} <= set(texts)
         # White is no effect: the colour bar is symmetric, and its middle is white.
         picture = image.imread(here / "out" / f"head_output_{direction}.png")[..., :3]
         assert (abs(picture - np.array([0.97, 0.97, 0.97])).max(-1) < 0.01).any()

@@ -86,7 +86,7 @@ class Settings:
             )
         if (self.ranking == "given") != (self.order is not None):
             raise ConfigError(
-                "patch.ranking=given needs patch.order, the names of sites such as [9.h9,9.h6]"
+                "patch.ranking=given needs patch.order, the names of sites such as [a9.h9,a9.h6]"
                 if self.order is None
                 else f"patch.order has no effect with patch.ranking={self.ranking}: give patch.ranking=given"
             )

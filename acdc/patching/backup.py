@@ -42,7 +42,7 @@ class Backup:
         return sum(amount for _, amount in self.heads)
 
     def __str__(self) -> str:
-        return ", ".join(f"{layer}.h{head} {amount:+.3f}" for (layer, head), amount in self.heads)
+        return ", ".join(f"a{layer}.h{head} {amount:+.3f}" for (layer, head), amount in self.heads)
 
 
 def find_backups(experiment: Experiment, sites: Sequence[tuple[Site, str]], memory: int) -> list[Backup]:

@@ -13,14 +13,20 @@ from acdc.patching.sites import Grid, Site
 
 
 class NamedSites:
-    """Sites by name: `9.h6`, or `head_output:9.h6` where several kinds were chosen."""
+    """Sites by name: `a9.h6`, or `head_output:a9.h6` where several kinds were chosen.
+
+    Names as they were once written, `9.h6` and `0.n12`, are understood too.
+    """
 
     def __init__(self, grids: Sequence[Grid]) -> None:
         self.sites = [site for grid in grids for site in grid]
         self.several = len(grids) > 1
-        self.by_name = {f"{site.kind}:{site.name}": site for site in self.sites}
-        if not self.several:
-            self.by_name |= {site.name: site for site in self.sites}
+        self.by_name = {}
+        for site in self.sites:
+            for name in (site.name, site.name.lstrip("am")):
+                self.by_name[f"{site.kind}:{name}"] = site
+                if not self.several:
+                    self.by_name[name] = site
 
     def name(self, site: Site) -> str:
         return f"{site.kind}:{site.name}" if self.several else site.name

@@ -61,15 +61,17 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Such as `9.h6`, `3@S2`, `0.n12`: what tells it apart from others of its kind."""
-        unit = "" if self.head is None else f".h{self.head}"
-        unit += "" if self.neuron is None else f".n{self.neuron}"
-        return f"{self.layer}{unit}" + f"@{self.place.name}" * bool(self.place.name)
+        """The name that tells the site apart from others of its kind, such as `a9.h6`, `3@S2` or `m0.n12`."""
+        return self._of_layer + f"@{self.place.name}" * bool(self.place.name)
 
     def __str__(self) -> str:
-        head = "" if self.head is None else f".h{self.head}"
-        neuron = "" if self.neuron is None else f".n{self.neuron}"
-        return f"{self.layer}{head}{neuron}" + f" @{self.place.label}" * bool(self.place.name)
+        return self._of_layer + f" @{self.place.label}" * bool(self.place.name)
+
+    @property
+    def _of_layer(self) -> str:
+        if self.head is not None:
+            return f"a{self.layer}.h{self.head}"
+        return str(self.layer) if self.neuron is None else f"m{self.layer}.n{self.neuron}"
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,9 @@ def _cells(grid: Grid, importance: np.ndarray) -> tuple[np.ndarray, list[str], l
     if grid.by == "position":
         return importance[:, 0], layers, places, ("layer", "position")
     values = importance.reshape(-1, len(places))
-    names = [f"{layer}.{grid.kind.units[0]}{unit}" for layer in grid.layers for unit in grid.units]
-    what = f"{grid.kind.units} (layer.{grid.kind.units})"
+    of_layer = {"head": "a", "neuron": "m"}[grid.kind.units]
+    names = [f"{of_layer}{layer}.{grid.kind.units[0]}{unit}" for layer in grid.layers for unit in grid.units]
+    what = grid.kind.units
     if len(values) > MOST_ROWS:
         most = np.sort(np.argsort(-np.nan_to_num(np.abs(values)).max(1), kind="stable")[:MOST_ROWS])
         what = f"the {MOST_ROWS} most important of {len(values):,} {grid.kind.units}s"

@@ -298,7 +298,7 @@ def test_a_file_ranks_the_sites(tmp_path: Path) -> None:
     assert by_effect is not None
     assert by_name is not None
     assert list(by_effect.sites) == [site for site, _ in first.ranked()]
-    assert [site.name for site in by_name.sites] == ["1.h0", "0.h1"]
+    assert [site.name for site in by_name.sites] == ["a1.h0", "a0.h1"]
 
 
 def test_a_long_curve_has_as_many_points_as_asked_for() -> None:
@@ -338,7 +338,7 @@ def test_progress_comes_to_its_end() -> None:
         ({"ranking": "given", "order": ["0.h0", "0.h0"]}, "patch.order has 0.h0 twice"),
         ({"ranking": "random", "orders": 0}, "patch.orders=0 leaves nothing"),
         ({"points": 1}, "patch.points=1 is not allowed: give 2 or more"),
-        ({"backup": ["m1"]}, "patch.backup=m1 is not among the 4 chosen sites: give names such as 0.h0, 0.h1"),
+        ({"backup": ["m1"]}, "patch.backup=m1 is not among the 4 chosen sites: give names such as a0.h0, a0.h1"),
         ({"backup": ["1@0"], "site": "resid_pre"}, "patch.backup=1@0: patch.site=resid_pre is not of one head"),
         ({"backup": -1}, "patch.backup=-1 is not allowed: give 0 or more"),
         ({"additivity": ["0.h0"]}, "patch.additivity=['0.h0'] is not allowed: give at least two sites, or 0"),
