@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from acdc.circuit import Circuit
+
 
 class Labelled(NamedTuple):
     """An array and the names of its axes.
@@ -35,6 +37,14 @@ class Result:
 
     def arrays(self) -> dict[str, dict[str, Labelled]]:
         """Return the arrays by name; the writer writes each group as NAME.npz."""
+        return {}
+
+    def documents(self) -> dict[str, object]:
+        """Return nested values by name; the writer writes each as NAME.json."""
+        return {}
+
+    def circuits(self) -> dict[str, Circuit]:
+        """Return circuits by name; the writer saves each as NAME.json."""
         return {}
 
     def summary(self) -> dict[str, object]:

@@ -18,8 +18,8 @@ from acdc.errors import FormatError, RunError
 from acdc.evaluation.comparison import compare_circuits
 from acdc.files import write_csv, write_json
 from acdc.journal import Journal, RunState
-from acdc.report.comparison import comparison_section, console_table
-from acdc.report.html import write_page
+from acdc.report.comparison import comparison_section, comparison_table
+from acdc.report.writer import show, write_page
 from acdc.tracking import say
 
 MOST_STRONGEST = 4  # columns of them that fit a console
@@ -181,7 +181,7 @@ def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None
         [comparison_section(comparison)],
     )
     if len(found) <= MOST_IN_MATRIX:
-        console.print(console_table(comparison))
+        show(console, comparison_table(comparison))
     say(console, comparison.summary())
     say(console, f"comparison: {folder / 'comparison.html'}")
 

@@ -7,7 +7,7 @@ derived from the weights, and against the published sets. Writes into DIR:
     ground_truth.json   a row for each task, prompts, ablation, truth and rule: the area under the ROC curve over edges
     details.json        every curve, and the further comparisons of docs/ground_truth.md
     ground_truth.md     the table of docs/ground_truth.md
-    roc/*.svg           the curves
+    roc/*               the curves
 
 Exits with 1 if a tracr task with zero ablation is below 1.000 against the published sets, what the original reports.
 """
@@ -19,6 +19,7 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from rich.table import Table
 from acdc import Experiment, discover
 from acdc.circuit import Circuit
 from acdc.evaluation.derive import derive_truth
+from acdc.evaluation.grading import RULES, Grade, grade
 from acdc.evaluation.ground_truth import Truth, published
-from acdc.evaluation.roc import RULES, Grade, grade, plot_roc
 from acdc.files import write_atomically, write_json
 from acdc.graph import Graph
 from acdc.model import ModelSettings
+from acdc.report.roc import draw_roc
+from acdc.report.style import draw_files
 
 THRESHOLDS = [10 ** (-5 + i / 5) for i in range(21)]
 ABLATIONS = ("zero", "corrupted")
@@ -150,7 +153,8 @@ def write(found: list[tuple[Sweep, str, str, bool, Grade]], output: Path, consol
     write_json(output / "details.json", details)
     for task, ablation in sorted({(s.task, a) for s, a, *_ in found}):
         curves = {f"{k}, prompts {s.prompts}": g.edges for s, a, k, _, g in found if (s.task, a) == (task, ablation)}
-        plot_roc(curves, output / "roc" / f"{task}_{ablation}.svg", title=f"{task}, {ablation} ablation")
+        draw = partial(draw_roc, curves, f"{task}, {ablation} ablation")
+        draw_files(draw, output / "roc", f"{task}_{ablation}")
     console.print(f"written to {output}")
     return summary
 

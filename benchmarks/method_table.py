@@ -22,11 +22,11 @@ from rich.console import Console
 
 from acdc import Experiment
 from acdc.evaluation.grading import known_circuits
-from acdc.evaluation.method_table import Judge, Judged, usual_equal_size, usual_sizes
+from acdc.evaluation.method_table import Judge, Judged, MethodTable, usual_equal_size, usual_sizes
 from acdc.files import write_atomically, write_json
 from acdc.jobs.compare import judge_all
 from acdc.jobs.settings import CompareSettings
-from acdc.report.method_table import table_grid
+from acdc.report.method_table import methods_table
 from benchmarks.acdc_speed import processor
 
 LANGUAGE = ("ioi", "greater_than", "gendered_pronoun")
@@ -102,12 +102,12 @@ for ACDC with L2 (they give none for the gates); their graph has projection edge
 """
 
 
-def compare(experiment: Experiment, job: CompareSettings, folder: Path) -> tuple[Judge, list[Judged], dict[str, str]]:
+def compare(experiment: Experiment, job: CompareSettings, folder: Path) -> MethodTable:
     """The rows of every method, found or read."""
     n_edges = len(experiment.graph)
-    truths, _ = known_circuits(experiment)
+    truths, absent = known_circuits(experiment)
     judge = Judge(experiment, usual_sizes(n_edges), usual_equal_size(n_edges, truths), job.absolute, truths)
-    return judge, *judge_all(judge, job, folder, Console(stderr=True))
+    return MethodTable(judge, *judge_all(judge, job, folder, Console(stderr=True)), absent)
 
 
 def language(output: Path) -> str:
@@ -115,12 +115,12 @@ def language(output: Path) -> str:
     texts = []
     for task in LANGUAGE:
         experiment = Experiment.build("pocket", task)
-        judge, judged, refused = compare(experiment, CompareSettings(), output / task)
-        grid = table_grid(judge, judged, refused)
+        table = compare(experiment, CompareSettings(), output / task)
+        shown = methods_table(table)
         title = f"### {task} ({experiment.metric_name}, {len(experiment.pairs)} pairs)"
-        keep = [i for i, name in enumerate(grid.header) if name != "s"]
-        texts.append(f"{title}\n\n{markdown(grid.header, grid.rows, keep)}")
-        write_json(output / task / "rows.json", {one.method: one.as_dict() for one in judged})
+        keep = [i for i, name in enumerate(shown.header) if name != "s"]
+        texts.append(f"{title}\n\n{markdown(shown.header, [list(map(str, row)) for row in shown.rows], keep)}")
+        write_json(output / task / "rows.json", {one.method: one.as_dict() for one in table.judged})
     return "\n".join(texts)
 
 
@@ -132,12 +132,11 @@ def known(output: Path) -> dict[tuple[str, str], dict[str, Judged]]:
             folder = output / f"{case.title} {ablation}".replace(",", "").replace("'", "").replace(" ", "_")
             experiment = Experiment.build(None, case.task, ablation=ablation, **case.options)
             job = CompareSettings(options={"acdc_scores": {"thresholds": THRESHOLDS}})
-            _, judged, _ = compare(experiment, job, folder)
-            rows = {one.method: one for one in judged}
+            rows = {one.method: one for one in compare(experiment, job, folder).judged}
             if experiment.readouts.answers.shape[1]:
                 experiment = Experiment.build(None, case.task, "logit_diff", ablation, **case.options)
-                _, more, _ = compare(experiment, CompareSettings(methods=SLOPE), folder / "logit_diff")
-                rows |= {one.method: one for one in more if one.method in SLOPE}
+                more = compare(experiment, CompareSettings(methods=SLOPE), folder / "logit_diff")
+                rows |= {one.method: one for one in more.judged if one.method in SLOPE}
             found[case.title, ablation] = rows
     return found
 

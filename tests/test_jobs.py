@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from commands import PAIRS, Case, as_process, assert_refused, make_case, read_json
+from pages import html_of
 from test_check_job import model_prefers
 from transformers import AutoModelForCausalLM
 
 from acdc import Circuit, Edge, Experiment, Graph, GraphConfig, tasks
 from acdc.cli import run
 from acdc.evaluation.faithfulness import by_partner, faithfulness
-from acdc.evaluation.grading import grade_all
+from acdc.evaluation.grading import GradesPart, grade_all
 from acdc.evaluation.ground_truth import published
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.formats.mib import write_mib_json
 from acdc.formats.reading import read_circuit
-from acdc.report.grades import grades_section
+from acdc.report.evaluate.grades import shown
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +133,13 @@ def test_a_published_circuit_is_graded_by_mibs_file(here: Path) -> None:
     less = {edge: 1.0 for edge in truth.edges if not {"a3.h0", "a3.h6"} & {part[:5] for part in edge}}
     write_mib_json(Circuit(truth.graph, less), here / "less.json")
     (graded,) = grade_all({"less": read_circuit(here / "less.json")}, {"published": truth})
-    assert graded.rates("less")["edges_recall"] == pytest.approx(len(less) / 24)
-    assert graded.rates("less")["edges_precision"] == 1
+    assert graded.points["less"].rates()["edges_recall"] == pytest.approx(len(less) / 24)
+    assert graded.points["less"].rates()["edges_precision"] == 1
     assert len(graded.missed("less")) == 24 - len(less)
-    page = " ".join(grades_section([graded], [], []).html.split())
+    (section,) = shown(GradesPart("docstring", [graded], [])).sections
+    page = html_of(section)
     assert "published: the positions at which 23 edges read" in page  # of input->a2.h0<k> it is not known
-    assert re.search(r"B_def\+1</td>\s*<td[^>]*><code>a1\.h4-&gt;a2\.h0&lt;v&gt;</code></td>", page)
+    assert re.search(r"B_def\+1</td>\s*<td[^>]*>a1\.h4-&gt;a2\.h0&lt;v&gt;</td>", page)
 
 
 def test_a_truth_of_ones_own(case: Case, here: Path) -> None:

@@ -22,10 +22,10 @@ from acdc import Experiment, discover, patch
 from acdc.discovery import METHODS
 from acdc.errors import RunError
 from acdc.evaluation.areas import areas
-from acdc.evaluation.bootstrap import intervals
 from acdc.evaluation.completeness import completeness
-from acdc.evaluation.faithfulness import faithfulness, measure
+from acdc.evaluation.faithfulness import faithfulness, intervals
 from acdc.evaluation.hypothesis import Scores, independence, minimality_test
+from acdc.evaluation.measures import measure
 from acdc.evaluation.minimality import minimality
 from acdc.evaluation.preference import preferences
 from acdc.evaluation.scrubbing import scrub

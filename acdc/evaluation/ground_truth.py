@@ -91,14 +91,6 @@ def published(name: str, graph: Graph | None = None) -> Truth:
     )
 
 
-def published_for(task: str, ablation: str, graph: Graph) -> Truth | None:
-    """The published circuit for a task, or None: for the tracr tasks that of the ablation, zero or corrupted."""
-    known, name = names(), task
-    if f"{task}_resample" in known:
-        name = {"zero": task, "corrupted": f"{task}_resample"}.get(ablation, "")
-    return published(name, graph) if name in known else None
-
-
 def _shape(config: GraphConfig) -> tuple[int | bool, ...]:
     """What tells one model from another; the embedding of a graph may be split or not."""
     return config.n_layers, config.n_heads, config.d_model, config.attn_only, config.parallel_attn_mlp

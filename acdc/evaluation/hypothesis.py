@@ -1,46 +1,57 @@
 """The three tests of an ideal circuit of Shi et al. 2024 (arXiv:2410.13032), after the paper and its code, `circuitry`.
 
 The score s of a pair is the metric, in the direction in which larger is better. KL and l2 compare with the model
-itself, so no circuit can do better than it; the logit difference stands for them, where the pairs have answers and
+itself, so no circuit can do better than the model. The logit difference stands for them, if the pairs have answers and
 wrong answers.
 
 equivalence   H0: |P(s(C) > s(M)) − ½| < ε: circuit and model have about the same chance to outdo each other.
-independence  H0: s(M ∖ C) is independent of s(M): with the circuit gone, the rest knows nothing of the task.
-minimality    H0: every edge of the circuit is worth more than a random one of an inflated circuit with probability q at
-              least; of each edge, the worth is the mean over pairs of the squared change of the score without it.
+independence  H0: s(M ∖ C) is independent of s(M): without the circuit, the rest knows nothing of the task.
+minimality    H0: with probability q or more, an edge of the circuit is worth more than a random edge of an inflated
+              circuit. An edge's worth is the mean over pairs of the squared change of the score without it.
 
-Each H0 is what an ideal circuit fulfils: a small p-value speaks against the circuit. That it is not rejected proves
-nothing, least of all with few pairs.
+An ideal circuit fulfils each H0, so a small p-value speaks against the circuit. A large one proves nothing, least of
+all with few pairs.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
 
+import numpy as np
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from acdc.circuit import Circuit
 from acdc.engine.mask import EdgeMask
 from acdc.engine.variations import Variations
 from acdc.errors import ConfigError
+from acdc.evaluation.part import PartByCircuit
 from acdc.evaluation.random_circuits import Walk
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.process import undisturbed
 
-LEVEL = 0.05  # below which a null is rejected
+LEVEL = 0.05  # below which a null hypothesis is rejected
 
 
 @dataclass(frozen=True)
 class Test:
-    """`null`: in words. `statistic`, `p_value`: None where the test does not apply, and `note` says why.
+    """The outcome of a test.
 
-    `of_edges`: p-values of single edges, not corrected.
+    Attributes
+    ----------
+    name : str
+    null : str
+        The null hypothesis in words.
+    statistic, p_value : float or None
+        None where the test does not apply; `note` says why.
+    note : str
+    of_edges : mapping of Edge to float, optional
+        The p-values of single edges, not corrected.
     """
 
     name: str
@@ -54,7 +65,7 @@ class Test:
     def rejected(self) -> bool | None:
         return None if self.p_value is None else self.p_value < LEVEL
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         values = {"null": self.null, "statistic": self.statistic, "p_value": self.p_value, "rejected": self.rejected}
         edges = {} if self.of_edges is None else {"of_edges": {str(e): p for e, p in self.of_edges.items()}}
         return {**values, **({"note": self.note} if self.note else {}), **edges}
@@ -65,7 +76,8 @@ class Scores:
 
     Raises
     ------
-    ConfigError: the metric compares with the model, and the pairs have no answers and wrong answers.
+    ConfigError
+        The metric compares with the model, and the pairs have no answers and wrong answers.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -82,35 +94,41 @@ class Scores:
         self.experiment = experiment
 
     def __call__(self, masks: Sequence[EdgeMask]) -> Tensor:
-        """`variant pair`, larger is better, in float64. The first is what the others differ from in little, at best."""
+        """Return the scores, `variant pair`, in float64; larger is better.
+
+        Parameters
+        ----------
+        masks : sequence of EdgeMask
+            Evaluating is fastest when the others differ little from the first.
+        """
         values = Variations(self.experiment, masks[0]).values(masks)
         return -self.experiment.metric.as_loss(self.experiment.by_pair(values)).cpu()
 
 
 @undisturbed
 def equivalence(scores: Scores, circuit: Circuit, epsilon: float = 0.1) -> Test:
-    """Does the circuit do better than the model about as often as worse?
+    """Test whether the circuit does better than the model about as often as worse.
 
-    The statistic is t = |k/n − ½|, k the pairs on which the circuit does better; p = P(|K/n − ½| ≥ t), K binomial with
-    ½ + ε. A tie counts half here (the test is not made for ties). `circuitry` has the mean difference of the scores in
-    the place of k/n; this follows the hypothesis, which is about how often, not by how much.
+    The statistic is t = |k/n − ½|, with k the number of pairs on which the circuit does better; p = P(|K/n − ½| ≥ t),
+    with K binomial with ½ + ε. A tie counts half; the paper's test has no ties. `circuitry` uses the mean difference of
+    the scores instead of k/n. This follows the hypothesis, which is about how often, not by how much.
     """
     null = f"|P(circuit better than model) − 1/2| < {epsilon:g}"
     own, model = scores([EdgeMask.of(circuit.graph, circuit), EdgeMask.all(circuit.graph)])
     reach = _TIE * (1 + model.abs())
     better = float((own > model + reach).sum() + ((own - model).abs() <= reach).sum() / 2)
     n = len(own)
-    distance = abs(better / n - 0.5)
-    p = math.fsum(binomial(n, k, 0.5 + epsilon) for k in range(n + 1) if abs(k / n - 0.5) >= distance - 1e-12)
-    return Test("equivalence", null, better / n, min(p, 1.0))
+    counts = np.arange(n + 1)
+    as_far = counts[abs(counts / n - 0.5) >= abs(better / n - 0.5) - 1e-12]
+    return Test("equivalence", null, better / n, min(float(binom.pmf(as_far, n, 0.5 + epsilon).sum()), 1.0))
 
 
 @undisturbed
 def independence(scores: Scores, circuit: Circuit, permutations: int = 1000, seed: int = 0) -> Test:
-    """Is what is left without the circuit independent of the model? A permutation test with HSIC.
+    """Test whether what is left without the circuit is independent of the model: a permutation test with HSIC.
 
-    One kernel width for both scores, the median of their distances to each other, as in `circuitry`. Here the observed
-    order counts as one of the permutations, so that p is never 0.
+    Both scores have one kernel width, the median of their distances to each other, as in `circuitry`. Here the observed
+    order counts as one of the permutations, so p is never 0.
     """
     null = "the scores without the circuit are independent of the model's"
     mask = EdgeMask.of(circuit.graph, [edge for edge in circuit.graph if edge not in circuit])
@@ -121,11 +139,12 @@ def independence(scores: Scores, circuit: Circuit, permutations: int = 1000, see
 
 @undisturbed
 def minimality_test(scores: Scores, circuit: Circuit, draws: int = 100, quantile: float = 0.9, seed: int = 0) -> Test:
-    """Is every edge worth more than random ones that are put in beside the circuit?
+    """Test whether every edge is worth more than random edges that are put in beside the circuit.
 
-    An inflated circuit is the circuit with a random path; one of the edges that came with it is taken out again. An
-    edge that beats fewer than q of them has a small p, the lower tail of a binomial. The test's own p-value is the
-    smallest times the number of edges (Bonferroni), its statistic the smallest share of random edges an edge beats.
+    An inflated circuit is the circuit with a random path. One of the edges that came with the path is taken out again.
+    An edge that beats fewer than q of these edges has a small p, the lower tail of a binomial. The p-value of the test
+    is the smallest one times the number of edges (Bonferroni). Its statistic is the smallest share of random edges that
+    an edge beats.
     """
     null = f"each edge outdoes a random edge with probability {quantile:g} or more"
     pairs = _inflated(circuit, draws, seed)
@@ -139,13 +158,13 @@ def minimality_test(scores: Scores, circuit: Circuit, draws: int = 100, quantile
     inflated = torch.stack(others[len(circuit) :])
     random_worth = (inflated[::2] - inflated[1::2]).square().mean(-1)
     beaten = (worth[:, None] > random_worth).sum(-1).tolist()
-    p_values = [math.fsum(binomial(len(pairs), k, quantile) for k in range(count + 1)) for count in beaten]
-    of_edges = dict(zip(circuit, p_values, strict=True))
-    return Test("minimality", null, min(beaten) / len(pairs), min(1.0, min(p_values) * len(circuit)), "", of_edges)
+    of_edges = dict(zip(circuit, binom.cdf(beaten, len(pairs), quantile).tolist(), strict=True))
+    p = min(1.0, min(of_edges.values()) * len(circuit))
+    return Test("minimality", null, min(beaten) / len(pairs), p, "", of_edges)
 
 
 def _inflated(circuit: Circuit, draws: int, seed: int) -> list[tuple[EdgeMask, EdgeMask]]:
-    """Inflated circuits, and each without one of the edges that were added."""
+    """Return inflated circuits, each also without one of the edges that were added."""
     walk = Walk(circuit.graph, random.Random(seed))
     found: list[tuple[EdgeMask, EdgeMask]] = []
     idle = 0
@@ -162,21 +181,16 @@ _IDLE = 1000  # random paths in a row that add nothing
 _TIE = 1e-6  # relative: what rounding does to scores that are the same
 
 
-def binomial(n: int, k: int, p: float) -> float:
-    """P(K = k) of n trials."""
-    if p in (0.0, 1.0):
-        return float(k == n * p)
-    log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
-    return math.exp(log)
-
-
 @undisturbed
 def hsic_test(x: Tensor, y: Tensor, permutations: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """HSIC of two samples and the share of permutations with at least as much.
+    """Return HSIC of two samples, and the share of permutations with at least as much.
 
     Parameters
     ----------
-    x, y: `sample`. Two constant samples, or one sample, are independent: 0 and 1.
+    x, y : Tensor
+        `sample`. Constant ones, or single ones, are independent: 0 and 1.
+    permutations : int
+    seed : int
     """
     x, y = x.double(), y.double()
     n = len(x)
@@ -201,3 +215,80 @@ def _kernel(x: Tensor, width: float) -> Tensor:
 
 def _centred(K: Tensor) -> Tensor:
     return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The tests of a circuit.
+
+    Attributes
+    ----------
+    tests : tuple of Test
+    random : mapping of str to float
+        By the test's name, the median p-value of random circuits; not of every test.
+    """
+
+    tests: tuple[Test, ...]
+    random: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, object]:
+        beside = {name: {"random_p_value_median": p} for name, p in self.random.items()}
+        return {test.name: {**test.as_dict(), **beside.get(test.name, {})} for test in self.tests}
+
+    def measures(self) -> dict[str, object]:
+        keys = ("statistic", "p_value")
+        return {f"{test.name} test, {key}": getattr(test, key) for test in self.tests for key in keys}
+
+    def numbers(self) -> dict[str, object]:
+        return {f"{test.name}_p_value": test.p_value for test in self.tests}
+
+
+class HypothesesPart(PartByCircuit[Tested]):
+    """The tests of each circuit."""
+
+    name = "hypotheses"
+
+
+@undisturbed
+def hypotheses_of_circuits(
+    experiment: Experiment,
+    circuits: Mapping[str, Circuit],
+    randoms: Mapping[str, Sequence[Circuit]],
+    epsilon: float = 0.1,
+    permutations: int = 1000,
+    inflated: int = 100,
+    quantile: float = 0.9,
+    seed: int = 0,
+) -> HypothesesPart:
+    """Test each circuit, and random circuits by the first two tests, which are quick.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    circuits : mapping of str to Circuit
+    randoms : mapping of str to sequence of Circuit
+        By the circuit's name, random circuits of its size.
+    epsilon
+        As in `equivalence`.
+    permutations
+        As in `independence`.
+    inflated, quantile
+        How many inflated circuits, and q, of `minimality_test`.
+    seed : int
+    """
+    try:
+        scores = Scores(experiment)
+    except ConfigError as error:
+        return HypothesesPart(dict.fromkeys(circuits, str(error)), str(error))
+
+    def quick(circuit: Circuit) -> list[Test]:
+        return [equivalence(scores, circuit, epsilon), independence(scores, circuit, permutations, seed)]
+
+    found: dict[str, Tested | str] = {}
+    for name, circuit in circuits.items():
+        p_values: dict[str, list[float]] = {}
+        for test in (test for other in randoms[name] for test in quick(other)):
+            p_values.setdefault(test.name, []).append(test.p_value or 0.0)
+        tests = [*quick(circuit), minimality_test(scores, circuit, inflated, quantile, seed)]
+        found[name] = Tested(tuple(tests), {name: median(column) for name, column in p_values.items()})
+    return HypothesesPart(found)

@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from acdc.errors import ConfigError, TaskError
 from acdc.evaluation.pair_check import PairCheck, PairRecord, check_task
 from acdc.experiment import Experiment
+from acdc.result import Result, as_table
 from acdc.tasks.base import TaskSettings
 
 # What a filter keeps, and which of the `Limits` its number stands for.
@@ -91,6 +94,43 @@ def limits_table(check: PairCheck) -> list[tuple[str, int]]:
                 text = name if math.isnan(limit) else f"{name}:{limit:g}"
                 rows.append((text, len(_passing(name, limit, check))))
     return rows
+
+
+@dataclass(frozen=True)
+class CheckedPairs(Result):
+    """A check of the pairs, with what each filter would leave.
+
+    Attributes
+    ----------
+    check : PairCheck
+    notes_on_task : tuple of str
+        What was said when the pairs were made.
+    """
+
+    check: PairCheck
+    notes_on_task: tuple[str, ...] = ()
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return `pairs`, a row a pair and partner."""
+        return {"pairs": as_table(self.check.as_rows())}
+
+    def documents(self) -> dict[str, object]:
+        check = self.check
+        return {
+            "pairs": {
+                "task": check.task,
+                "model": check.model,
+                "frequencies": check.frequencies.source if check.frequencies is not None else None,
+                "summary": check.numbers(),
+                "filters": dict(limits_table(check)),
+                "problems": check.problems(),
+                "notes": list(self.notes_on_task),
+                "pairs": check.as_rows(),
+            }
+        }
+
+    def summary(self) -> dict[str, object]:
+        return self.check.numbers()
 
 
 def _parse(text: str, check: PairCheck) -> tuple[str, float]:

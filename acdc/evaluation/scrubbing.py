@@ -1,21 +1,19 @@
 """Causal scrubbing (Chan et al. 2022, "Causal Scrubbing: a method for rigorously testing interpretability hypotheses").
 
-The hypothesis that a circuit states: only its edges matter. So every input that it calls unimportant may come from any
-other prompt of the data. Each node of the circuit is evaluated on its own prompt along the circuit's edges; every edge
-outside it carries its sender's output in the full model on another pair's clean prompt, drawn for each edge and each
-prompt on its own.
+A circuit states the hypothesis that only its edges matter. So every input that it calls unimportant may come from any
+other prompt of the data. Each node of the circuit is evaluated on its own prompt along the circuit's edges. Every edge
+outside the circuit carries its sender's output in the full model on another pair's clean prompt, drawn separately for
+each edge and each prompt.
 
-Theirs unfolds the graph into a tree, in which a node is drawn anew for every path that leads from it; here each edge is
-drawn once, whatever paths lead through it. Positions have to match, so a prompt is replaced by others of its length; a
-pair for which there are none says nothing, and is left out.
+The paper unfolds the graph into a tree, in which a node is drawn anew for every path that leads from it. Here each edge
+is drawn once, whatever paths lead through it. Positions have to match, so a prompt is replaced by others of its length;
+a pair for which there are none is left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from acdc.circuit import Circuit
 from acdc.engine.full import FullEngine, Needed
 from acdc.engine.mask import EdgeMask
 from acdc.errors import TaskError
-from acdc.evaluation.faithfulness import PerPair, measure_logits
+from acdc.evaluation.measures import PerPair, measure_logits
 from acdc.experiment import Experiment
 from acdc.process import undisturbed
 
@@ -32,7 +30,7 @@ NO_OTHER = "no pair has another clean prompt of its length beside it"
 
 
 def scrubbable(experiment: Experiment) -> list[int]:
-    """The pairs that can be measured: another pair has another clean prompt of the same length."""
+    """Return the pairs for which another pair has another clean prompt of the same length."""
     prompts = {pair.clean for pair in experiment.pairs}
     of_length = Counter(len(prompt) for prompt in prompts)
     return [i for i, pair in enumerate(experiment.pairs) if of_length[len(pair.clean)] > 1]
@@ -41,13 +39,21 @@ def scrubbable(experiment: Experiment) -> list[int]:
 @undisturbed
 @torch.no_grad()
 def scrub(experiment: Experiment, circuit: Circuit, draws: int = 10, seed: int = 0) -> PerPair:
-    """Measures with the unimportant inputs resampled, a variant a draw, of the pairs that are `scrubbable`.
+    """Measure the pairs that are `scrubbable` with the unimportant inputs resampled, one variant a draw.
 
     A removed projection edge leaves its port without any important input. The experiment's ablation plays no part.
 
+    Parameters
+    ----------
+    experiment : Experiment
+    circuit : Circuit
+    draws : int
+    seed : int
+
     Raises
     ------
-    TaskError: no pair is scrubbable.
+    TaskError
+        No pair is scrubbable.
     """
     chosen = scrubbable(experiment)
     if not chosen:
@@ -69,17 +75,16 @@ def scrub(experiment: Experiment, circuit: Circuit, draws: int = 10, seed: int =
             start = stop
         results.append(measure_logits(experiment, experiment.model.unembed(torch.cat(streams, 1))))
 
-    def joined(name: str) -> Any:
-        values = [getattr(one, name) for one in results]
-        return None if values[0] is None else torch.cat(values)
-
-    return PerPair(*(joined(field.name) for field in fields(PerPair)))
+    return PerPair.joined(results)
 
 
 class _Resampled:
     """What ports receive through the edges outside a circuit.
 
-    `others`: `row choice`, the rows that each row may be replaced by, `counts` of them.
+    Attributes
+    ----------
+    others : Tensor
+        The rows that may stand for each row, `row choice`; of each row the first `counts` are meant.
     """
 
     def __init__(self, experiment: Experiment, circuit: Circuit) -> None:
@@ -94,13 +99,13 @@ class _Resampled:
         self.others = torch.tensor([row + row[:1] * (width - len(row)) for row in others])
 
     def added(self, part: Experiment, rows: slice, seed: int, ports: Tensor) -> Tensor:
-        """What resampling adds to the ablated inputs of some ports, for some rows: `port row pos d_model`."""
+        """Return what resampling adds to the ablated inputs of some ports, for some rows: `port row pos d_model`."""
         total = torch.stack([self._of_port(part, rows, seed, port) for port in ports.tolist()])
         is_logits = ports.tolist() == [len(self.graph.ports) - 1]
         return part.read(total)[:, None] if is_logits else total
 
     def _of_port(self, part: Experiment, rows: slice, seed: int, port: int) -> Tensor:
-        """The same for one port, `row pos d_model`."""
+        """Return the same for one port, `row pos d_model`."""
         clean, ablated, model = self.experiment.clean, part.ablated, self.experiment.model
         total = torch.zeros_like(part.clean_stream)
         of_layers: dict[int, list[tuple[int, Tensor]]] = {}
@@ -123,7 +128,7 @@ class _Resampled:
         return total
 
     def _draws(self, seed: int, port: int) -> dict[int, Tensor]:
-        """For each sender whose edge to a port is removed, a row in the place of each row."""
+        """Draw, for each sender whose edge to a port is removed, a row in the place of each row."""
         senders = self.removed[port].nonzero()[:, 0].tolist()
         generator = torch.Generator().manual_seed(seed * len(self.graph.ports) + port)
         chosen = torch.rand(len(senders), len(self.counts), generator=generator, dtype=torch.float64) * self.counts

@@ -1,8 +1,9 @@
-"""Stability: how much of a circuit is found again on other pairs, by another seed of the task, in another order.
+"""Stability: how much of a circuit is found again when one thing is changed.
 
 `pairs`: the experiment's own pairs, drawn with replacement. `seeds`: the task's pairs by other seeds. `orders`: the
-same pairs in a model whose heads are numbered otherwise within their layers, so that the search comes to them in
-another order; names are translated back. A method that goes by no order finds the same circuit in all of them.
+same pairs in a model whose heads are numbered differently within their layers, so that the search comes to them in
+another order; names are translated back. A method that does not depend on the order finds the same circuit in all of
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from acdc import discovery
 from acdc.circuit import Circuit
-from acdc.errors import ConfigError
+from acdc.errors import AcdcError, ConfigError
+from acdc.evaluation.part import PartByCircuit
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.model.parts import LanguageModel, Layer
@@ -32,38 +34,94 @@ KINDS = ("pairs", "seeds", "orders")
 
 @dataclass(frozen=True)
 class Stability:
-    """Circuits found again, by what was changed. `circuit`: the one they are held against."""
+    """Circuits that were found again.
+
+    Attributes
+    ----------
+    circuit : Circuit
+        The one they are held against.
+    found : mapping of str to sequence of Circuit
+        By what was changed.
+    randoms : sequence of Circuit
+        Random circuits of the same size.
+    """
 
     circuit: Circuit
     found: Mapping[str, Sequence[Circuit]]
+    randoms: Sequence[Circuit] = ()
 
     def summary(self, kind: str) -> dict[str, float]:
-        """Jaccard index with the circuit (`mean`, `min`, `max`) and between the new ones (`between`), `edges` kept."""
+        """Return Jaccard indices with the circuit (`mean`, `min`, `max`) and of each two (`between`), and `edges`."""
         found = self.found[kind]
-        with_it = [self.circuit.jaccard(other) for other in found]
+        values = self._jaccard(found)
         between = [a.jaccard(b) for a, b in combinations(found, 2)]
-        values = {"mean": fmean(with_it), "min": min(with_it), "max": max(with_it)}
         values |= {"between": fmean(between)} if between else {}
         return values | {"edges": fmean(map(len, found))}
 
+    def of_randoms(self) -> dict[str, float]:
+        """Return the same of the random circuits; empty where there are none."""
+        return self._jaccard(self.randoms) | {"edges": len(self.circuit)} if self.randoms else {}
+
+    def _jaccard(self, others: Sequence[Circuit]) -> dict[str, float]:
+        values = [self.circuit.jaccard(other) for other in others]
+        return {"mean": fmean(values), "min": min(values), "max": max(values)}
+
     def recurrence(self) -> dict[Edge, float]:
-        """The share of all circuits found again that have an edge, for every edge of any, the most frequent first."""
+        """Return for every edge of any circuit the share of those found again that have it, the most frequent first."""
         every = [circuit for found in self.found.values() for circuit in found]
         counts = Counter({edge: 0 for edge in self.circuit})
         counts.update(edge for circuit in every for edge in circuit)
         return {edge: count / len(every) for edge, count in counts.most_common()}
 
-    def as_dict(self) -> dict[str, Any]:
-        recurrence = {str(edge): share for edge, share in self.recurrence().items()}
-        return {kind: self.summary(kind) for kind in self.found} | {"recurrence": recurrence}
+    def as_dict(self) -> dict[str, object]:
+        values: dict[str, object] = {kind: self.summary(kind) for kind in self.found}
+        values["recurrence"] = {str(edge): share for edge, share in self.recurrence().items()}
+        return values | ({"random": self.of_randoms()} if self.randoms else {})
+
+    def measures(self) -> dict[str, object]:
+        rows = {f"jaccard, {kind}, {key}": n for kind in self.found for key, n in self.summary(kind).items()}
+        return {**rows, **({"jaccard, random, mean": self.of_randoms()["mean"]} if self.randoms else {})}
+
+    def numbers(self) -> dict[str, object]:
+        return {f"jaccard_{kind}": self.summary(kind)["mean"] for kind in self.found}
+
+
+@dataclass(frozen=True)
+class StabilityPart(PartByCircuit[Stability]):
+    """How much of each circuit is found again. `runs`: how many searches of each kind."""
+
+    name = "stability"
+    runs: int = 0
+
+
+@undisturbed
+def stability_of_circuits(
+    experiment: Experiment,
+    circuits: Mapping[str, Circuit],
+    randoms: Mapping[str, Sequence[Circuit]],
+    settings: TaskSettings,
+    runs: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> StabilityPart:
+    """Find each circuit again with one thing changed. The parameters are those of `stability`."""
+    found: dict[str, Stability | str] = {}
+    for name, circuit in circuits.items():
+        try:
+            again = stability(experiment, circuit, settings, runs, seed, progress)
+            found[name] = replace(again, randoms=randoms[name])
+        except AcdcError as error:  # pairs that another seed does not give, say: the other parts are worth having
+            found[name] = str(error)
+    return StabilityPart(found, "", runs)
 
 
 def settings_of(circuit: Circuit, label: str = "the circuit") -> Any:
-    """The settings of the method that found a circuit, as its file has them.
+    """Return the settings of the method that found a circuit, as its file has them.
 
     Raises
     ------
-    ConfigError: it names no method, or one that is not there or has other options.
+    ConfigError
+        It names no method, or a method that does not exist or has other options.
     """
     name = circuit.method.get("name")
     if not isinstance(name, str):
@@ -86,7 +144,14 @@ def stability(
 
     Parameters
     ----------
-    settings: of the task; a file of pairs has no seeds.
+    experiment : Experiment
+    circuit : Circuit
+    settings : TaskSettings
+        A file of pairs has no seeds.
+    runs : int
+    seed : int
+    progress : callable
+        Is told how many searches are done, and of how many.
     """
     method, rng = settings_of(circuit), random.Random(seed)
     n = len(experiment.pairs)
@@ -115,7 +180,7 @@ Order = list[list[int]]  # for each layer, which head of the model comes in each
 
 
 def random_order(model: LanguageModel, rng: random.Random) -> Order:
-    """Heads in any order; with grouped-query attention groups in any order, and heads inside their group."""
+    """Draw an order of the heads; with grouped-query attention, of the groups and of the heads in each group."""
     order = []
     for layer in model.layers:
         groups = layer.W_K.shape[0]
@@ -131,7 +196,7 @@ def random_order(model: LanguageModel, rng: random.Random) -> Order:
 
 
 def reordered(model: LanguageModel, order: Order) -> LanguageModel:
-    """The model with its heads in other places; what it computes is the same."""
+    """Return the model with its heads in other places; it computes the same."""
 
     def with_order(layer: Layer, heads: list[int]) -> Layer:
         size = layer.n_heads // layer.W_K.shape[0]
@@ -150,7 +215,7 @@ def reordered(model: LanguageModel, order: Order) -> LanguageModel:
 
 @undisturbed
 def discover_in_order(experiment: Experiment, method: Any, order: Order) -> Circuit:
-    """A circuit found with heads in other places, in the model's own names."""
+    """Find a circuit with the heads in other places; it has the model's own names."""
     model = reordered(experiment.model, order)
     circuit = discovery.discover(replace(experiment, model=model), method)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,24 +15,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import acdc
 from acdc.errors import AcdcError
-from acdc.files import write_atomically, write_json
+from acdc.files import write_atomically
 from acdc.jobs.prepare import Prepared
 from acdc.jobs.resolved import resolved, resolved_yaml
 from acdc.journal import RESOLVED, RunState
-from acdc.report.html import as_view
 from acdc.report.pairs import pairs_section
 from acdc.report.view import Section, Verbatim, View
-from acdc.report.writer import Written, write
+from acdc.report.writer import write
 from acdc.result import Result
 from acdc.tracking import WandbTracker, new_run_id, say
 
 log = logging.getLogger(__name__)
 
-Outcome = tuple[Mapping[str, Any], Mapping[str, Path]]  # metrics, and the files that were written by name
-
 
 def write_in_one_go(
-    prepared: Prepared, folder: Path, console: Console, compute: Callable[[], tuple[Result, View]]
+    prepared: Prepared,
+    folder: Path,
+    console: Console,
+    compute: Callable[[], tuple[Result, View]],
+    pairs: bool = True,
 ) -> None:
     """Run a job that computes a result, shows it and writes it. Resumed, it begins again.
 
@@ -42,44 +42,10 @@ def write_in_one_go(
     prepared, folder, console
     compute : callable
         Computes the result and says what is shown of it; its time becomes `seconds` in `metrics.json`.
+    pairs : bool
+        Whether the page says at the end what was found of the pairs.
     """
 
-    def work() -> Written:
-        start = time.monotonic()
-        result, view = compute()
-        seconds = round(time.monotonic() - start, 3)
-        return write(
-            result,
-            view,
-            folder,
-            console,
-            notes=prepared.notes,
-            closing=closing_sections(prepared),
-            measured={"seconds": seconds},
-        )
-
-    _in_frame(prepared, folder, console, work)
-
-
-def closing_sections(prepared: Prepared) -> list[Section]:
-    """The sections at the end of every page: what was found of the pairs, and the configuration."""
-    pairs = [] if prepared.check is None else [as_view(pairs_section(prepared.check))]
-    return [*pairs, Section("Configuration", [Verbatim(resolved_yaml(prepared))], open=False)]
-
-
-def do_in_one_go(prepared: Prepared, folder: Path, console: Console, work: Callable[[], Outcome]) -> None:
-    """Run a job that writes its files itself; this writes `metrics.json`. Resumed, it begins again."""
-
-    def written() -> Written:
-        metrics, files = work()
-        write_json(folder / "metrics.json", dict(metrics))
-        return Written(metrics, {**files, "metrics.json": folder / "metrics.json"})
-
-    _in_frame(prepared, folder, console, written)
-
-
-def _in_frame(prepared: Prepared, folder: Path, console: Console, work: Callable[[], Written]) -> None:
-    """Do a job with its log, its state and its tracker."""
     with logging_to(folder / "run.log"):
         state = begin(prepared, folder)
         announce(prepared, console)
@@ -89,7 +55,11 @@ def _in_frame(prepared: Prepared, folder: Path, console: Console, work: Callable
             tracker = WandbTracker(settings.tracker, folder, resolved(prepared), state.values["wandb_id"])
         failed = True
         try:
-            written = work()
+            start = time.monotonic()
+            result, view = compute()
+            measured = {"seconds": round(time.monotonic() - start, 3)}
+            closing = closing_sections(prepared, pairs)
+            written = write(result, view, folder, console, notes=prepared.notes, closing=closing, measured=measured)
             if tracker is not None:
                 tracker.tables(written.tables)
                 tracker.finished(written.summary, written.files)
@@ -99,6 +69,12 @@ def _in_frame(prepared: Prepared, folder: Path, console: Console, work: Callable
                 tracker.closed(failed)
         state.update(finished=True)
         log.info("finished: %s", json.dumps(dict(written.summary)))
+
+
+def closing_sections(prepared: Prepared, pairs: bool = True) -> list[Section]:
+    """Make the sections at the end of every page: what was found of the pairs, and the configuration."""
+    found = [pairs_section(prepared.check)] if pairs and prepared.check is not None else []
+    return [*found, Section("Configuration", [Verbatim(resolved_yaml(prepared))], open=False)]
 
 
 def begin(prepared: Prepared, folder: Path) -> RunState:

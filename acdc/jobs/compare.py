@@ -22,21 +22,16 @@ from acdc.discovery.base import NoObserver
 from acdc.engine.full import FullEngine
 from acdc.engine.memory import PeakMemory
 from acdc.errors import AcdcError
-from acdc.evaluation.comparison import CircuitComparison, compare_circuits
 from acdc.evaluation.grading import known_circuits
-from acdc.evaluation.method_table import COSTS, Judge, Judged, usual_equal_size
+from acdc.evaluation.method_table import COSTS, Judge, Judged, MethodTable, usual_equal_size
 from acdc.experiment import Experiment
-from acdc.files import write_csv, write_json
 from acdc.jobs.as_found import how_found
-from acdc.jobs.common import Outcome, do_in_one_go, progress_bar
+from acdc.jobs.common import progress_bar, write_in_one_go
 from acdc.jobs.prepare import Prepared, refusal
-from acdc.jobs.resolved import resolved_yaml
 from acdc.jobs.settings import CompareSettings
 from acdc.journal import TensorStore
-from acdc.report.html import configuration, notes_section, write_page
-from acdc.report.method_pictures import draw_circuits, draw_plots
-from acdc.report.method_table import sections, table_grid
-from acdc.report.pairs import pairs_section
+from acdc.report.method_table import view
+from acdc.report.view import Subject, View
 from acdc.tracking import say
 
 if TYPE_CHECKING:
@@ -47,50 +42,19 @@ log = logging.getLogger(__name__)
 
 def run(prepared: Prepared, folder: Path, console: Console) -> None:
     """Score the edges by every method, judge them, and write everything into an existing folder."""
-    do_in_one_go(prepared, folder, console, lambda: _compare(prepared, folder, console))
-    for name in ("compare.csv", "report.html"):
-        say(console, f"{name.partition('.')[0]:<20} {folder / name}")
-
-
-def _compare(prepared: Prepared, folder: Path, console: Console) -> Outcome:
     experiment, job = prepared.experiment, prepared.settings.job
     assert isinstance(job, CompareSettings)
-    truths, absent = known_circuits(experiment, own=job.truth)
-    n_edges = len(experiment.graph)
-    equal_size = job.equal_size or usual_equal_size(n_edges, truths)
-    judge = Judge(experiment, job.sizes_of(n_edges), equal_size, job.absolute, truths)
-    about = {"settings": how_found(prepared.settings, experiment)}
-    judged, refused = judge_all(judge, job, folder, console, about)
-    console.print(table_grid(judge, judged, refused, brief=True).console())
-    for name, why in refused.items():
-        say(console, f"{name} has no numbers: {why}")
 
-    rivals = [one for one in judged if one.method != "random"] or judged
-    shared = compare_circuits([(one.method, one.best) for one in judged]) if len(judged) > 1 else None
-    files = _tables(judge, judged, refused, shared, folder)
-    files |= draw_plots(judge, judged, shared, folder)
-    drawn, warning = draw_circuits(rivals, folder)
-    files |= drawn
-    if warning:
-        log.warning("%s", warning)
-    told = sections(judge, judged, refused, shared, files, absent)
-    if prepared.check is not None:
-        told.append(pairs_section(prepared.check))
-    files["report.html"] = folder / "report.html"
-    write_page(
-        files["report.html"],
-        f"Methods · {experiment.task.name} · {experiment.model.name}",
-        f"{len(rivals)} ways to find a circuit in {experiment.model.name}, on {len(experiment.pairs)} pairs of the task"
-        f" {experiment.task.name} with metric={experiment.metric_name} and ablation={experiment.ablation.name}.",
-        [
-            notes_section([*prepared.notes, *([warning] if warning else [])]),
-            *told,
-            configuration(resolved_yaml(prepared)),
-        ],
-    )
-    metrics: dict[str, Any] = {"methods": len(judged), "edges_total": n_edges, "metric": experiment.metric_name}
-    metrics |= {f"{one.method}_{name}": value for one in judged for name, value in one.numbers.items()}
-    return metrics, files
+    def compute() -> tuple[MethodTable, View]:
+        truths, absent = known_circuits(experiment, own=job.truth)
+        n_edges = len(experiment.graph)
+        equal_size = job.equal_size or usual_equal_size(n_edges, truths)
+        judge = Judge(experiment, job.sizes_of(n_edges), equal_size, job.absolute, truths)
+        about = {"settings": how_found(prepared.settings, experiment)}
+        table = MethodTable(judge, *judge_all(judge, job, folder, console, about), absent)
+        return table, view(table, Subject.of(experiment))
+
+    write_in_one_go(prepared, folder, console, compute)
 
 
 def judge_all(
@@ -200,47 +164,3 @@ class _Progress(NoObserver):
 
     def progressed(self, done: int, total: int, values: Mapping[str, float]) -> None:
         self.bar(done, total)
-
-
-def _tables(
-    judge: Judge,
-    judged: list[Judged],
-    refused: Mapping[str, str],
-    shared: CircuitComparison | None,
-    folder: Path,
-) -> dict[str, Path]:
-    """`compare.csv`, a row a method; `curve.csv`, a row a method and size; `compare.json`, all of it."""
-    files = {name: folder / name for name in ("compare.csv", "curve.csv", "compare.json")}
-    columns, experiment = judge.columns, judge.experiment
-    spread = [f"{name}_sd" for name in columns]
-    rows: list[dict[str, Any]] = [
-        {"method": one.method, **one.numbers, "note": "", **{f"{name}_sd": one.sd.get(name) for name in columns}}
-        for one in judged
-    ]
-    empty = dict.fromkeys(columns)
-    rows += [{"method": name, **empty, "note": why, **dict.fromkeys(spread)} for name, why in refused.items()]
-    write_csv(files["compare.csv"], rows)
-    curve = [
-        {"method": one.method, "edges": size.edges, "on_path": size.on_path, "recovery": size.recovery, "kl": size.kl}
-        for one in judged
-        for size in one.curve
-    ]
-    write_csv(files["curve.csv"], curve)
-    about = {"task": experiment.task.name, "model": experiment.model.name, "metric": experiment.metric_name}
-    about |= {"ablation": experiment.ablation.name, "edges_total": len(experiment.graph)}
-    truths = {
-        label: {"edges": len(truth.edges), "sources": list(truth.sources)} for label, truth in judge.truths.items()
-    }
-    write_json(
-        files["compare.json"],
-        {
-            **about,
-            "absolute": judge.absolute,
-            "equal_size": judge.equal_size,
-            "truths": truths,
-            "methods": {one.method: one.as_dict() for one in judged},
-            "refused": dict(refused),
-            "shared": None if shared is None else shared.as_dict(),
-        },
-    )
-    return files

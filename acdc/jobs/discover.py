@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,21 +23,21 @@ from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.discovery.base import NoObserver
 from acdc.evaluation.faithfulness import by_partner, faithfulness
-from acdc.files import write_json
+from acdc.formats.dot import write_dot
 from acdc.formats.graphml import write_graphml
 from acdc.formats.mib import write_mib_json
 from acdc.formats.mib_pt import write_mib_pt
 from acdc.jobs.as_found import how_found
-from acdc.jobs.common import announce, begin, logging_to
+from acdc.jobs.common import announce, begin, closing_sections, logging_to
 from acdc.jobs.prepare import Prepared
-from acdc.jobs.resolved import resolved, resolved_yaml
+from acdc.jobs.resolved import resolved
 from acdc.journal import Journal, RunState, TensorStore
 from acdc.process import peak_memory
-from acdc.report.grades import partners_section
-from acdc.report.html import OWN_PAIRS, write_report
-from acdc.report.methods import method_sections, path_notes
-from acdc.report.pairs import pairs_section, short_table
-from acdc.report.picture import render_all
+from acdc.report.discovery import view
+from acdc.report.methods import path_notes
+from acdc.report.pairs import short_table
+from acdc.report.writer import Written, show, write
+from acdc.result import Result
 from acdc.tracking import ConsoleTracker, Tracker, WandbTracker, Watchers, say
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ def run(prepared: Prepared, folder: Path, console: Console) -> Circuit:
         circuit = _discover(prepared, folder, console, journal, state)
         state.update(finished=True)
         log.info("finished: %s", json.dumps(circuit.metrics))
-    _show(circuit, folder, console)
     return circuit
 
 
@@ -66,12 +66,13 @@ def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journ
     announce(prepared, console)
     replay = journal.read()
     if prepared.check is not None:
-        console.print(short_table(prepared.check))
+        show(console, short_table(prepared.check))
     if replay:
         log.info("resuming behind %d decisions", len(replay))
         say(console, f"resuming behind {len(replay)} decisions")
     keeper = _Bookkeeper(state)
-    trackers: list[Tracker] = [ConsoleTracker(console, experiment.metric_name)]
+    bar = ConsoleTracker(console, experiment.metric_name)
+    trackers: list[Tracker] = [bar]
     failed = True
     try:
         if settings.tracker.name == "wandb":
@@ -80,9 +81,11 @@ def _discover(prepared: Prepared, folder: Path, console: Console, journal: Journ
         circuit = discovery.discover(experiment, settings.method, watchers, replay, store)
         keeper.receiver("done", 0)
         partners = _complete(circuit, prepared, state)
-        files = _write_results(circuit, prepared, folder, partners)
-        for tracker in trackers:
-            tracker.finished(circuit.metrics, files)
+        bar.finished(circuit.metrics, {})
+        bar.closed(False)  # what is shown from now on stands below it
+        written = _write_results(circuit, prepared, folder, console, partners)
+        for tracker in trackers[1:]:
+            tracker.finished(written.summary, written.files)
         store.remove()
         failed = False
     finally:
@@ -154,83 +157,39 @@ def _peak_mb() -> float:
     return peak_memory() / 2**20 + gpu
 
 
+@dataclass(frozen=True)
+class _Found(Result):
+    """A circuit with its metrics, as the writer takes it."""
+
+    circuit: Circuit
+
+    def circuits(self) -> dict[str, Circuit]:
+        return {"circuit": self.circuit}
+
+    def summary(self) -> dict[str, object]:
+        return self.circuit.metrics
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(path_notes(self.circuit))
+
+
 def _write_results(
-    circuit: Circuit, prepared: Prepared, folder: Path, partners: Sequence[Mapping[str, Any]]
-) -> dict[str, Path]:
-    """Every file of a finished discovery but the growing ones."""
-    notes = [*prepared.notes, *path_notes(circuit)]
-    sections = [partners_section(partners, prepared.experiment.metric_name)] if partners else []
-    sections = [*method_sections(circuit), *sections]
-    if prepared.check is not None:
-        sections.append(pairs_section(prepared.check))
-    circuit.save(folder / "circuit.json")
+    circuit: Circuit, prepared: Prepared, folder: Path, console: Console, partners: Sequence[Mapping[str, Any]]
+) -> Written:
+    """Write every file of a finished discovery but the growing ones, and show the result in a few lines."""
+    written = write(
+        _Found(circuit),
+        view(circuit, partners),
+        folder,
+        console,
+        notes=prepared.notes,
+        closing=closing_sections(prepared),
+    )
+    write_dot(circuit, folder / "circuit.dot")
+    write_graphml(circuit, folder / "circuit.graphml")
+    others = ["circuit.dot", "circuit.graphml"]
     if not circuit.graph.config.split_embedding:  # what MIB's format cannot say; `prepare` has told so
         write_mib_json(circuit, folder / "circuit.mib.json")
         write_mib_pt(circuit, folder / "circuit.mib.pt")
-    write_graphml(circuit, folder / "circuit.graphml")
-    _, warning = render_all(circuit, [folder / f"circuit.{kind}" for kind in ("dot", "svg", "png")])
-    if warning:
-        log.warning("%s", warning)
-        notes.append(warning)
-    write_json(folder / "metrics.json", circuit.metrics)
-    svg = folder / "circuit.svg"
-    write_report(
-        folder / "report.html",
-        circuit,
-        svg=svg.read_text(encoding="utf-8") if svg.exists() else None,
-        config_yaml=resolved_yaml(prepared),
-        notes=notes,
-        sections=sections,
-    )
-    suffixes = ("json", "mib.json", "mib.pt", "graphml", "dot", "svg", "png")
-    names = (*(f"circuit.{suffix}" for suffix in suffixes), "metrics.json", "report.html")
-    return {name: folder / name for name in names if (folder / name).exists()}
-
-
-def _show(circuit: Circuit, folder: Path, console: Console) -> None:
-    """The result in a few lines."""
-    m = circuit.metrics
-    for note in path_notes(circuit):
-        say(console, f"note: {note}")
-    recovery = (
-        "none: the metric is the same without any edge"
-        if m["recovery"] is None
-        else f"{m['recovery']:z.1%} {OWN_PAIRS}"
-    )
-    for name, value in {
-        "edges kept": f"{m['edges_kept']} of {m['edges_total']} ({m['on_path']} on a path)",
-        m["metric"]: f"model {m['clean']:.4g}, circuit {m['circuit']:.4g}, no edges {m['corrupted']:.4g}",
-        "recovery": recovery,
-        **({"with one partner": f"recovery {_range(m)}"} if "partner_recovery_min" in m else {}),
-        "KL(model ‖ circuit)": f"{m['kl']:.4g}",
-        **_what_was_done(m),
-        "report": folder / "report.html",
-    }.items():
-        say(console, f"{name:<20} {value}")
-
-
-def _what_was_done(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """A loop's decisions, or that edges were scored; what was compared with plain ACDC."""
-    seconds = f"in {metrics['seconds']:.1f} s"
-    if "scored" in metrics:
-        lines = {"edges scored": f"{metrics['scored']} {seconds}"}
-    else:
-        ties = f"{metrics['near_ties']} near-tie{'s' * (metrics['near_ties'] != 1)}"
-        lines = {"decisions": f"{metrics['decisions']} ({ties}) {seconds}"}
-    if "ruled_out" in metrics:
-        lines["shortlist"] = f"{metrics['ruled_out']} edge{'s' * (metrics['ruled_out'] != 1)} ruled out"
-    if "plain_edges" in metrics:
-        lines["plain ACDC"] = (
-            f"{metrics['plain_edges']} edges; {metrics['plain_differs']} are kept by one of the two only"
-        )
-    if "acdc" in metrics:
-        other = metrics["acdc"]
-        lines["ACDC"] = (
-            f"{other['edges']} edges, {other['shared']} of them here too (Jaccard {other['jaccard']:.2f}); recovery"
-            f" {other['recovery']:z.1%}; {other['seconds']:.1f} s of the time"
-        )
-    return lines
-
-
-def _range(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['partner_recovery_min']:z.1%} to {metrics['partner_recovery_max']:z.1%}"
+        others += ["circuit.mib.json", "circuit.mib.pt"]
+    return replace(written, files={**written.files, **{name: folder / name for name in others}})

@@ -1,75 +1,63 @@
-"""The comparison of circuits for people: a table on the console, a section of the report."""
+"""Circuits beside each other: a table for the console, a section of the page."""
 
 from __future__ import annotations
 
-from html import escape
-
-from rich.table import Table
-from rich.text import Text
-
 from acdc.evaluation.comparison import CircuitComparison
-from acdc.report.html import OWN_PAIRS, Section, table
-from acdc.report.numbers import number
+from acdc.report.meanings import OWN_PAIRS
+from acdc.report.numbers import number, share
+from acdc.report.view import Block, Cell, Folded, Section, Shaded, Table
 
 MAX_ROWS = 100  # edges listed
 
 
-def console_table(comparison: CircuitComparison) -> Table:
-    """One row a circuit: its edges, its recovery, and the Jaccard index with each circuit."""
+def comparison_table(comparison: CircuitComparison) -> Table:
+    """Make a row a circuit: its edges, its recovery, and the Jaccard index with each circuit."""
+    rows: list[list[Cell]] = [
+        [label, f"{len(circuit):,}", share(circuit.metrics.get("recovery")), *(f"{value:.2f}" for value in row)]
+        for label, circuit, row in zip(comparison.labels, comparison.circuits, comparison.jaccard, strict=True)
+    ]
+    rows += [[""], ["in common", f"{len(comparison.core):,}"], ["in any", f"{len(comparison.union):,}"]]
     title = f"Jaccard index of the circuits' edges; recovery is {OWN_PAIRS}"
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
-    for name in ("", "edges", "recovery", *comparison.labels):
-        shown.add_column(Text(name), justify="left" if not name else "right")
-    rows = zip(comparison.labels, comparison.circuits, comparison.jaccard, strict=True)
-    for label, circuit, row in rows:
-        recovery = _share(circuit.metrics.get("recovery"))
-        shown.add_row(Text(label), f"{len(circuit):,}", recovery, *(f"{value:.2f}" for value in row))
-    shown.add_row()
-    shown.add_row("in common", f"{len(comparison.core):,}")
-    shown.add_row("in any", f"{len(comparison.union):,}")
-    return shown
+    return Table(title, ["", "edges", "recovery", *comparison.labels], rows)
 
 
 def comparison_section(comparison: CircuitComparison) -> Section:
-    """Sizes, Jaccard indices, how many edges how many circuits keep, and the edges themselves."""
-    labels, n = [escape(label) for label in comparison.labels], len(comparison.labels)
-    matrix = [
-        [label, f"{len(circuit):,}", _share(circuit.metrics.get("recovery")), *(_heat(value) for value in row)]
-        for label, circuit, row in zip(labels, comparison.circuits, comparison.jaccard, strict=True)
+    """Show sizes, Jaccard indices, how many edges how many circuits keep, and the edges themselves."""
+    n = len(comparison.labels)
+    matrix: list[list[Cell]] = [
+        [
+            label,
+            f"{len(circuit):,}",
+            share(circuit.metrics.get("recovery")),
+            *(Shaded(f"{value:.2f}", value) for value in row),
+        ]
+        for label, circuit, row in zip(comparison.labels, comparison.circuits, comparison.jaccard, strict=True)
     ]
     counts = [
         [f"{k} of {n}" + " (the common core)" * (k == n), f"{count:,}"]
         for k, count in reversed(list(enumerate(comparison.kept_by_exactly(), 1)))
     ]
-    html = (
-        f"<p>{escape(comparison.summary())} Each circuit's recovery is {OWN_PAIRS}.</p>"
-        + table(["", "edges", "recovery", *labels], matrix, numeric=range(1, n + 3))
-        + "<h3>How many circuits keep an edge</h3>"
-        + table(["kept by", "edges"], counts, numeric=[1])
-        + _edges(comparison, labels)
-    )
-    return Section("The circuits beside each other", html)
+    blocks: list[Block] = [
+        f"{comparison.summary()} Each circuit's recovery is {OWN_PAIRS}.",
+        Table("", ["", "edges", "recovery", *comparison.labels], matrix),
+        "How many circuits keep an edge:",
+        Table("", ["kept by", "edges"], counts),
+        *_edges(comparison),
+    ]
+    return Section("The circuits beside each other", blocks)
 
 
-def _edges(comparison: CircuitComparison, labels: list[str]) -> str:
+def _edges(comparison: CircuitComparison) -> list[Block]:
     rows = comparison.edge_rows()
     if not rows:
-        return ""
+        return []
     cells = [
-        [f"<code>{escape(row[key])}</code>" for key in ("sender", "receiver")]
-        + [str(row["kept_by"]), *(number(row[f"effect {label}"]) for label in comparison.labels)]
+        [row["sender"], row["receiver"], str(row["kept_by"])]
+        + [number(row[f"effect {label}"]) for label in comparison.labels]
         for row in rows[:MAX_ROWS]
     ]
-    listed = table(["sender", "receiver", "kept by", *labels], cells, numeric=range(2, len(labels) + 3))
-    rest = f"<p>{len(rows) - MAX_ROWS:,} more are not listed.</p>" if len(rows) > MAX_ROWS else ""
+    table = Table("", ["sender", "receiver", "kept by", *comparison.labels], cells, left=2, code=[0, 1])
+    rest = f"{len(rows) - MAX_ROWS:,} more are not listed." if len(rows) > MAX_ROWS else ""
     scales = {circuit.method.get("score", "effect") for circuit in comparison.circuits}
     each = " or scores, each circuit's on a scale of its own" if len(scales) > 1 else ""
-    return f"<details><summary>The edges and their effects{each}</summary>{listed}{rest}</details>"
-
-
-def _share(recovery: float | None) -> str:
-    return "—" if recovery is None else f"{recovery:z.1%}"
-
-
-def _heat(value: float) -> str:
-    return f'<span class="heat" style="--share:{100 * value:.0f}%">{value:.2f}</span>'
+    return [Folded(f"The edges and their effects{each}", [table, rest])]

@@ -1,19 +1,15 @@
-"""The pair check for people: a table on the console, a section of the report."""
+"""The pair check: tables for the console, sections of the page."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from statistics import median
-
-from rich.table import Table
-from rich.text import Text
 
 from acdc.evaluation.pair_check import PairCheck, PairRecord
 from acdc.evaluation.pair_filter import FILTERS, limits_table
-from acdc.report.html import Section, table
 from acdc.report.numbers import number
+from acdc.report.view import Block, Bullets, Cell, Marked, Section, Table, View
 
 WORST = 10  # pairs shown in full
 MOST_PLACES = 12
@@ -92,46 +88,54 @@ def _preference(check: PairCheck) -> list[tuple[str, str]]:
     return [*rows, ("preference in the corrupted run", "; ".join(shown))]
 
 
+def view(check: PairCheck) -> View:
+    """The page and the console of `job=check`."""
+    n, problems = len(check.pairs), len(check.problems())
+    verdict = f"{problems} things speak against them." if problems else "nothing speaks against them."
+    return View(
+        f"Pairs · {check.task} · {check.model}",
+        f"{n} pairs of the task {check.task}, as {check.model} sees them: {verdict}",
+        [pairs_section(check), _each_pair_section(check)],
+        [_each_pair_table(check), _console_table(check)],
+    )
+
+
 def short_table(check: PairCheck) -> Table:
-    """The summary, with how many pairs each filter would leave in its last row."""
-    shown = _summary_table(check)
+    """Make a table of the summary, with how many pairs each filter would leave in its last row."""
     filters = ", ".join(f"{name} {left}" for name, left in limits_table(check))
-    shown.add_row(Text("task.filter would leave"), Text(f"of {len(check.pairs)}: {filters}"))
-    return shown
+    return _summary_table(check, [("task.filter would leave", f"of {len(check.pairs)}: {filters}")])
 
 
-def console_table(check: PairCheck) -> Table:
-    """The summary, and below it how many pairs each filter would leave."""
-    shown = _summary_table(check)
-    shown.add_row()
+def _console_table(check: PairCheck) -> Table:
+    """Make a table of the summary, and below it how many pairs each filter would leave."""
     n = len(check.pairs)
-    for name, left in limits_table(check):
-        shown.add_row(Text(f"task.filter=[{name}]"), Text(f"leaves {left} of {n}, drops {n - left}"))
-    return shown
+    filters = [
+        (f"task.filter=[{name}]", f"leaves {left} of {n}, drops {n - left}") for name, left in limits_table(check)
+    ]
+    return _summary_table(check, [("", ""), *filters])
 
 
-def each_pair_table(check: PairCheck) -> Table:
-    """A row a pair and partner: what is swapped where, and what the model makes of it."""
+def _summary_table(check: PairCheck, more: Sequence[tuple[str, str]]) -> Table:
+    return Table(f"The pairs of {check.task}, for {check.model}", ["", ""], [*summary(check), *more], left=2, wide=1)
+
+
+def _each_pair_table(check: PairCheck) -> Table:
+    """Make a row a pair and partner: what is swapped where, and what the model makes of it."""
     ranked = " (ranks: 1 is the most frequent token)" * (check.frequencies is not None)
-    shown = Table(title=f"Each pair, clean → corrupted{ranked}", title_justify="left", box=None, pad_edge=False)
-    for name in _header(check):
-        is_long = name == "what differs, and where"
-        shown.add_column(Text(name), ratio=1 if is_long else None, no_wrap=not is_long, overflow="fold")
-    for record in check.records[:MOST_ON_CONSOLE]:
-        shown.add_row(*map(Text, _cells(check, record)))
-    if (rest := len(check.records) - MOST_ON_CONSOLE) > 0:
-        shown.caption = f"{rest} more in pairs.csv"
-    return shown
+    rows = [_cells(check, record) for record in check.records[:MOST_ON_CONSOLE]]
+    rest = len(check.records) - MOST_ON_CONSOLE
+    header = _header(check)
+    caption = f"{rest} more in pairs.csv" if rest > 0 else ""
+    return Table(f"Each pair, clean → corrupted{ranked}", header, rows, left=len(header), caption=caption, wide=1)
 
 
-def each_pair_section(check: PairCheck) -> Section:
-    """The same as a section of a page."""
-    rows = [[escape(cell) for cell in _cells(check, record)] for record in check.records[:MOST_ON_PAGE]]
-    ranks = "<p>In brackets, how frequent the tokens are: 1 is the most frequent.</p>" * bool(check.frequencies)
-    html = ranks + table(_header(check), rows)
-    if (rest := len(check.records) - MOST_ON_PAGE) > 0:
-        html += f"<p>{rest:,} more are in pairs.csv.</p>"
-    return Section("Each pair", html)
+def _each_pair_section(check: PairCheck) -> Section:
+    """The same for a page."""
+    rows, header = [_cells(check, record) for record in check.records[:MOST_ON_PAGE]], _header(check)
+    ranks = "In brackets, how frequent the tokens are: 1 is the most frequent." * bool(check.frequencies)
+    rest = len(check.records) - MOST_ON_PAGE
+    more = f"{rest:,} more are in pairs.csv." if rest > 0 else ""
+    return Section("Each pair", [ranks, Table("", header, rows, left=len(header)), more])
 
 
 def _header(check: PairCheck) -> list[str]:
@@ -186,67 +190,59 @@ def _structure(check: PairCheck) -> str:
     return f"{same} pairs; {equal:.0%} or more of the tokens stand at the same place in both prompts"
 
 
-def _summary_table(check: PairCheck) -> Table:
-    title = f"The pairs of {check.task}, for {check.model}"
-    shown = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in summary(check):
-        shown.add_row(Text(name), Text(value))
-    return shown
-
-
 def pairs_section(check: PairCheck) -> Section:
-    """The summary, the filters, and the pairs the model is least sure of."""
+    """Show the summary, the filters, and the pairs the model is least sure of."""
     n = len(check.pairs)
-    problems = "".join(f"<li>{escape(line)}</li>" for line in check.problems())
     filters = [
-        [f"<code>{escape(name)}</code>", escape(FILTERS[name.partition(":")[0]][0]), str(left), str(n - left)]
-        for name, left in limits_table(check)
+        [name, FILTERS[name.partition(":")[0]][0], str(left), str(n - left)] for name, left in limits_table(check)
     ]
-    html = (
-        (f'<ul class="notes">{problems}</ul>' if problems else "")
-        + table(["", ""], [[escape(name), escape(value)] for name, value in summary(check)])
-        + "<h3>What each filter would leave</h3>"
-        + table(["task.filter", "keeps a pair if", "left", "fall out"], filters, numeric=[2, 3])
-        + _worst(check)
-    )
-    return Section("The pairs", html)
+    problems = [Bullets(check.problems(), warn=True)] if check.problems() else []
+    blocks: list[Block] = [
+        *problems,
+        Table("", ["", ""], summary(check), left=2),
+        "What each filter would leave:",
+        Table("", ["task.filter", "keeps a pair if", "left", "fall out"], filters, left=2, code=[0]),
+    ]
+    return Section("The pairs", [*blocks, *_worst(check)])
 
 
-def _worst(check: PairCheck) -> str:
-    """The pairs with the least preference for the answer; without any preference, those that change least."""
+def _worst(check: PairCheck) -> list[Block]:
+    """Show the pairs with the least preference for the answer; without any preference, those that change least."""
     if check.has_choice:
         records = sorted(check.records, key=lambda r: r.clean.value)
-        title, unit = "The pairs the model is least sure of", check.measure
+        title, unit = "The pairs the model is least sure of:", check.measure
     else:
         records = sorted(check.records, key=lambda r: r.l2)
-        title, unit = "The pairs whose two runs differ least", "mean squared difference"
-    rows = []
+        title, unit = "The pairs whose two runs differ least:", "mean squared difference"
+    rows: list[list[Cell]] = []
     for record in records[:WORST]:
         values = [record.clean.value, record.corrupted.value] if check.has_choice else [record.l2]
-        prompts = "<br>".join(_marked(check, record, side) for side in ("clean", "corrupted"))
-        rows.append([escape(record.where), prompts, *map(number, values), record.outcome])
+        prompts = Marked([line for side in ("clean", "corrupted") for line in _marked(check, record, side)])
+        rows.append([record.where, prompts, *map(number, values), record.outcome])
     header = ["", "clean and corrupted prompt", f"{unit}, clean", "corrupted", "outcome"]
     header = header if check.has_choice else [*header[:2], unit, "outcome"]
-    return f"<h3>{title}</h3>" + table(header, rows, numeric=range(2, len(header) - 1))
+    return [title, Table("", header, rows, left=2, words=[len(header) - 1])]
 
 
-def _marked(check: PairCheck, record: PairRecord, side: str) -> str:
-    """A prompt with the tokens that differ marked."""
+def _marked(check: PairCheck, record: PairRecord, side: str) -> list[list[tuple[str, bool]]]:
+    """Return the lines of a prompt in pieces; the tokens that differ are marked."""
     pair = check.pairs[record.pair]
     ids = pair.clean if side == "clean" else pair.corrupted[record.partner]
     different = {swap.position for swap in record.swaps}
-    html, before = "", ""
+    lines: list[list[tuple[str, bool]]] = [[]]
+    before = ""
     for i in range(len(ids)):
         text = check.tokenizer.decode(ids[: i + 1])
         # What a token adds to the text; a decoder that rewrites what came before shows the token by itself.
         added = text[len(before) :] if text.startswith(before) else check.tokenizer.decode([ids[i]])
         before = text
-        space = added[: len(added) - len(added.lstrip(" "))]
-        piece = escape(added[len(space) :]).replace("\n", "↵<br>")
-        html += space + (f"<mark>{piece}</mark>" if i in different else piece)
-    return html
+        piece = added.lstrip(" ")
+        lines[-1].append((added[: len(added) - len(piece)], False))
+        for j, part in enumerate(piece.replace("\n", "↵\n").split("\n")):
+            if j:
+                lines.append([])
+            lines[-1].append((part, i in different))
+    return lines
 
 
 def _frequency(check: PairCheck) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 from rich.tree import Tree
 
@@ -30,6 +29,32 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Shaded:
+    """A cell with a number; its background is the darker the larger `share` is, 0 to 1."""
+
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A cell with a bar; `share`, 0 to 1, is its length. A negative number's bar has another colour."""
+
+    share: float
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell with lines of text; each piece of a line says whether it is marked."""
+
+    lines: Sequence[Sequence[tuple[str, bool]]]
+
+
+Cell = str | Shaded | Bar | Marked
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of plain text, for the console and for pages.
 
@@ -38,14 +63,16 @@ class Table:
     title : str
         Shown on the console; on a page the words around the table say what it is.
     header : sequence of str
-    rows : sequence of sequence of str
-        A cell may be `markupsafe.Markup` on a page.
+    rows : sequence of sequence of str, Shaded, Bar or Marked
+        The console shows text only.
     left : int
         The first columns that are aligned to the left; the others are aligned to the right.
     few : bool
         Whether the console shows only the first rows of a long table.
     caption : str
         Shown below the table on the console.
+    wide : int, optional
+        The column that wraps on the console; the others do not.
     code : collection of int
         The columns that are set as code on a page.
     words : collection of int
@@ -54,10 +81,11 @@ class Table:
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     left: int = 1
     few: bool = False
     caption: str = ""
+    wide: int | None = None
     code: Sequence[int] = ()
     words: Sequence[int] = ()
 
@@ -102,10 +130,18 @@ class Graphic:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small drawings side by side, each below its caption."""
+
+    drawings: Sequence[tuple[str, Graphic]]
+
+
+@dataclass(frozen=True)
 class Bullets:
-    """A list of lines."""
+    """A list of lines; `warn` sets it off as something to take note of."""
 
     lines: Sequence[str]
+    warn: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +159,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = str | Table | Figure | Graphic | Bullets | Verbatim | Folded | Markup  # Markup: HTML that was made elsewhere
+Block = str | Table | Figure | Graphic | Gallery | Bullets | Verbatim | Folded
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from acdc.files import write_atomically, write_json
 from acdc.report.style import draw_files
-from acdc.report.view import Block, Figure, Folded, Graphic, Section, Table, View
+from acdc.report.view import Block, Figure, Folded, Gallery, Graphic, Section, Table, View
 from acdc.result import Labelled, Result
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def write(
 ) -> Written:
     """Show a result on the console and write it into an existing folder. Each file appears whole or not at all.
 
-    Written are NAME.csv for each table, NAME.npz for each group of arrays, NAME.svg and NAME.png for each figure,
-    `report.html` and `metrics.json`.
+    Written are NAME.csv for each table, NAME.npz for each group of arrays, NAME.json for each document and circuit,
+    NAME.svg and NAME.png for each figure, `report.html` and `metrics.json`.
 
     Parameters
     ----------
@@ -90,6 +90,12 @@ def write(
     for name, arrays in result.arrays().items():
         files[f"{name}.npz"] = folder / f"{name}.npz"
         write_atomically(folder / f"{name}.npz", _compressed(arrays))
+    for name, document in result.documents().items():
+        files[f"{name}.json"] = folder / f"{name}.json"
+        write_json(files[f"{name}.json"], document)
+    for name, circuit in result.circuits().items():
+        files[f"{name}.json"] = folder / f"{name}.json"
+        circuit.save(files[f"{name}.json"])
     sections = [*view.sections, *closing]
     drawn, warnings = _draw([block for section in sections for block in _pictures(section.blocks)], folder)
     files |= drawn
@@ -143,6 +149,7 @@ def console_table(one: Table) -> rich_table.Table:
     shown = rich_table.Table(
         title=one.title,
         title_justify="left",
+        show_header=any(one.header),
         caption=Text(one.caption) if one.caption else None,
         caption_justify="left",
         box=None,
@@ -150,9 +157,15 @@ def console_table(one: Table) -> rich_table.Table:
         min_width=len(one.title),
     )
     for i, name in enumerate(one.header):
-        shown.add_column(Text(name), justify="left" if one.is_left(i) else "right", overflow="fold")
+        shown.add_column(
+            Text(name),
+            justify="left" if one.is_left(i) else "right",
+            overflow="fold",
+            ratio=1 if i == one.wide else None,
+            no_wrap=one.wide is not None and i != one.wide,
+        )
     for row in one.rows[:FEW] if one.few else one.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*(Text(str(cell)) for cell in row))
     if one.few and len(one.rows) > FEW:
         shown.add_row(f"and {len(one.rows) - FEW:,} more")
     return shown
@@ -168,6 +181,8 @@ def _pictures(blocks: Sequence[Block]) -> Iterator[Figure | Graphic]:
     for block in blocks:
         if isinstance(block, Figure | Graphic):
             yield block
+        elif isinstance(block, Gallery):
+            yield from (drawing for _, drawing in block.drawings)
         elif isinstance(block, Folded):
             yield from _pictures(block.blocks)
 
@@ -183,7 +198,10 @@ def _draw(pictures: Sequence[Figure | Graphic], folder: Path) -> tuple[dict[str,
             paths, warning = picture.draw([folder / f"{picture.name}{suffix}" for suffix in (".svg", ".png")])
             warnings += [warning] if warning else []
         files |= {path.name: path for path in paths}
-    return files, list(dict.fromkeys(warnings))
+    warnings = list(dict.fromkeys(warnings))
+    for warning in warnings:
+        log.warning("%s", warning)
+    return files, warnings
 
 
 def _words(text: str) -> Markup:

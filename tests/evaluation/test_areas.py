@@ -9,18 +9,25 @@ from experiments import experiment, naive_metric, oracle_logits, random_pairs, r
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
-from acdc.evaluation.areas import FRACTIONS, Point, areas, cmd, cpr, curve, tied
+from acdc.evaluation.areas import FRACTIONS, Areas, areas
+from acdc.evaluation.ranking import Ranking, Size, tied
 from acdc.graph import Edge
 
 
+def sizes(*recoveries: float) -> tuple[Size, ...]:
+    return tuple(Size(0, 0, recovery, None) for recovery in recoveries)
+
+
 def test_trapezoids_by_hand() -> None:
-    points = [Point(0.1, 1, 0.5), Point(0.5, 5, 1.5), Point(1.0, 10, 1.0)]
-    assert cpr(points) == pytest.approx(0.4 * 1.0 + 0.5 * 1.25)
-    assert cmd(points) == pytest.approx(0.4 * 0.5 + 0.5 * 0.25)
+    """0.5 up to a tenth of the edges, then 1.5 up to a half, then 1."""
+    f = sizes(*[0.5] * 7, 1.5, 1.5, 1.0)
+    found = Areas(f, f)
+    assert found.cpr == pytest.approx(0.5 * 0.099 + 0.1 * 1.0 + 0.3 * 1.5 + 0.5 * 1.25)
+    assert found.cmd == pytest.approx(0.5 * 0.099 + 0.1 * 0.5 + 0.3 * 0.5 + 0.5 * 0.25)
     # What MIB reports for random scores: nothing works until everything is there.
-    step = [Point(fraction, 0, float(fraction == 1)) for fraction in FRACTIONS]
-    assert cpr(step) == pytest.approx(0.25)
-    assert cmd(step) == pytest.approx(0.75, abs=0.002)
+    step = sizes(*(float(fraction == 1) for fraction in FRACTIONS))
+    assert Areas(step, step).cpr == pytest.approx(0.25)
+    assert Areas(step, step).cmd == pytest.approx(0.75, abs=0.002)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
@@ -36,25 +43,28 @@ def test_f_by_brute_force(family: str, absolute: bool) -> None:
 
     clean, corrupted = value(list(one.graph)), value([])
     best = sorted(scores, key=lambda edge: -(abs(scores[edge]) if absolute else scores[edge]))
-    points = curve(one, scores, (0.001, 0.2, 0.5, 1.0), absolute)
-    for point in points:
-        taken = best[: int(point.fraction * len(one.graph))]
+    found = areas(one, scores)
+    points = found.absolute if absolute else found.signed
+    for fraction, point in zip(FRACTIONS, points, strict=True):
+        taken = best[: int(fraction * len(one.graph))]
         left = Circuit(one.graph, dict.fromkeys(taken, 0.0)).on_path()
-        assert point.edges == len(left)
-        assert point.f == pytest.approx((value(list(left)) - corrupted) / (clean - corrupted), abs=1e-3)
-    assert (points[0].edges, points[0].f) == (0, 0)
-    assert (points[-1].edges, points[-1].f) == (len(one.graph), pytest.approx(1))
+        assert point.on_path == len(left)
+        assert point.recovery == pytest.approx((value(list(left)) - corrupted) / (clean - corrupted), abs=1e-3)
+    assert (points[0].on_path, points[0].recovery) == (0, 0)
+    assert (points[-1].on_path, points[-1].recovery) == (len(one.graph), pytest.approx(1))
 
 
 def test_edges_without_a_score_come_between() -> None:
     """0 for them: behind the helpful, before the harmful; by size the last."""
     one = experiment(small("gpt2"), random_pairs(), "logit_diff")
-    direct, fraction = Edge("input", "logits"), 1.5 / len(one.graph)  # one edge
-    assert [p.edges for p in curve(one, {direct: -1.0}, (fraction,), absolute=True)] == [1]
-    assert [p.edges for p in curve(one, {direct: -1.0}, (fraction,))] == [0]  # m1->logits is the first of those with 0
-    assert [p.edges for p in curve(one, {direct: 1.0}, (fraction,))] == [1]
-    both = areas(one, {direct: -1.0})
-    assert [point.fraction for point in both.signed] == list(FRACTIONS)
+    direct = Edge("input", "logits")
+
+    def on_path(score: float, absolute: bool) -> float:
+        return Ranking(one, {direct: score}, absolute).at([1])[0].on_path
+
+    assert on_path(-1.0, absolute=True) == 1
+    assert on_path(-1.0, absolute=False) == 0  # m1->logits is the first of those with 0
+    assert on_path(1.0, absolute=False) == 1
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -70,7 +80,10 @@ def test_ties_go_in_the_order_of_the_tests_or_the_other_way_round(absolute: bool
         for edge, step in zip(every, steps, strict=True):
             score = scores.get(edge, 0.0)
             apart[edge] = (abs(score) if absolute else score) + 1e-6 * step
-        assert curve(one, scores, FRACTIONS, absolute, last_first=last_first) == curve(one, apart)
+        some = range(0, len(every), 5)
+        tie, no_tie = Ranking(one, scores, absolute, last_first=last_first), Ranking(one, apart, absolute=False)
+        assert tie.ranked == no_tie.ranked
+        assert tie.at(some) == no_tie.at(some)
     assert tied(one.graph, scores) == len(every)
     assert tied(one.graph, apart) == 0
     assert tied(one.graph, {**apart, every[3]: -apart[every[7]]}) == 2  # of the same size
@@ -79,11 +92,8 @@ def test_ties_go_in_the_order_of_the_tests_or_the_other_way_round(absolute: bool
 
 
 def test_refused() -> None:
-    one = experiment(small("gpt2"), random_pairs(), "logit_diff")
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        curve(one, {}, (0.5, 2.0))
     same = random_pairs()
     for pair in same:
         pair.corrupted = pair.clean
     with pytest.raises(ConfigError, match="the same with every edge and without any"):
-        curve(experiment(small("gpt2"), same, "kl_div"), {})
+        areas(experiment(small("gpt2"), same, "kl_div"), {})

@@ -9,8 +9,8 @@ import torch
 from experiments import experiment, naive_value, oracle_logits, random_mask, random_pairs, rows_of, small
 
 from acdc.circuit import Circuit
-from acdc.evaluation.bootstrap import intervals
-from acdc.evaluation.faithfulness import Measured, faithfulness, measure
+from acdc.evaluation.faithfulness import faithfulness, intervals
+from acdc.evaluation.measures import Measured, measure
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "nll"])

@@ -14,7 +14,7 @@ from experiments import experiment, naive_value, oracle_logits, random_mask, ran
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError
-from acdc.evaluation.hypothesis import Scores, binomial, equivalence, hsic_test, independence, minimality_test
+from acdc.evaluation.hypothesis import Scores, equivalence, hsic_test, independence, minimality_test
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 
@@ -121,12 +121,6 @@ def test_p_values_of_independent_samples_are_uniform() -> None:
 def test_constant_samples() -> None:
     assert hsic_test(torch.ones(6), torch.arange(6.0)) == (0, 1)
     assert hsic_test(torch.zeros(6), torch.zeros(6)) == (0, 1)
-
-
-def test_binomial() -> None:
-    for k in range(8):
-        assert binomial(7, k, 0.9) == pytest.approx(comb(7, k) * 0.9**k * 0.1 ** (7 - k))
-    assert [binomial(3, k, 1.0) for k in range(4)] == [0, 0, 0, 1]
 
 
 def test_an_edge_that_does_nothing_fails_minimality() -> None:

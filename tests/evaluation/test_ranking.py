@@ -12,8 +12,8 @@ from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
 from acdc.evaluation.areas import FRACTIONS
 from acdc.evaluation.ground_truth import Truth
-from acdc.evaluation.method_table import Judge, strengths, usual_equal_size, usual_sizes
-from acdc.evaluation.ranking import Ranking, grid
+from acdc.evaluation.method_table import Judge, usual_equal_size, usual_sizes
+from acdc.evaluation.ranking import Ranking, grid, strengths
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.tasks.base import Pair
 
@@ -151,9 +151,15 @@ def test_several_draws_are_averaged() -> None:
 
 def test_log_alpha_becomes_a_size_in_the_same_order() -> None:
     edges = [Edge("input", "m0"), Edge("input", "logits"), Edge("m0", "logits")]
-    found = strengths("edge_pruning", dict(zip(edges, (-3.0, 0.5, 900.0), strict=True)))
-    assert sorted(edges, key=lambda edge: abs(found[edge])) == edges
-    assert strengths("eap", {edges[0]: -3.0}) == {edges[0]: -3.0}
+    graph = Graph(GraphConfig(1, 1, 4))
+
+    def found(method: str, *scores: float) -> dict[Edge, float]:
+        tested = dict(zip(edges, scores, strict=False))
+        return strengths(Circuit(graph, {}, tested, method={"name": method}))
+
+    gates = found("edge_pruning", -3.0, 0.5, 900.0)
+    assert sorted(edges, key=lambda edge: abs(gates[edge])) == edges
+    assert found("eap", -3.0) == {edges[0]: -3.0}
 
 
 def test_usual_sizes() -> None:

@@ -9,7 +9,7 @@ from experiments import KINDS, experiment, naive_metric, oracle_logits, random_m
 import acdc.engine.full
 from acdc.circuit import Circuit
 from acdc.errors import TaskError
-from acdc.evaluation.faithfulness import measure
+from acdc.evaluation.measures import measure
 from acdc.evaluation.scrubbing import scrub, scrubbable
 from acdc.graph import Graph
 

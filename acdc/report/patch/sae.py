@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
 from acdc.metrics import ROUNDING
@@ -14,7 +13,7 @@ from acdc.report.maps import name_points
 from acdc.report.numbers import number, thousandths
 from acdc.report.patch.sites import KEPT_OR_LOST
 from acdc.report.style import BLUE, new_figure
-from acdc.report.view import Block, Figure, Folded, Section, Subject, Table, View
+from acdc.report.view import Block, Cell, Figure, Folded, Marked, Section, Subject, Table, View
 
 MOST_DRAWN = 20  # bars
 MOST_ON_CONSOLE = 10
@@ -108,11 +107,11 @@ def _features_section(patched: PatchedFeatures) -> Section:
         " the tokens before it."
     ]
     for i, one in enumerate(patched.maps):
-        rows = [
+        rows: list[list[Cell]] = [
             [
                 patched.site_name(i, site),
                 *_numbers(patched, i, site),
-                Markup("<br>").join(map(_cell, _examples(patched, i, site))),
+                Marked([_pieces(example) for example in _examples(patched, i, site)]),
             ]
             for site in _order(patched, i)[:MOST_ON_PAGE]
         ]
@@ -213,10 +212,10 @@ def _agreement(patched: PatchedFeatures, i: int) -> str:
     return f"Rank correlation of effect and attribution: {_short(correlation)}."
 
 
-def _cell(example: Example) -> Markup:
+def _pieces(example: Example) -> list[tuple[str, bool]]:
     before = f"… {example.before} " if example.before else ""
     label = f" ({example.label})" if example.label else ""
-    return Markup("{}<b>{}</b>{} {:.3g}").format(before, example.token, label, example.activation)
+    return [(before, False), (example.token, True), (f"{label} {example.activation:.3g}", False)]
 
 
 def _short(value: float) -> str:

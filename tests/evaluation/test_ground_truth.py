@@ -14,9 +14,8 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.derive import derive_truth
-from acdc.evaluation.grading import known_circuits
-from acdc.evaluation.ground_truth import Truth, load_truth, names, published, published_for
-from acdc.evaluation.roc import grade
+from acdc.evaluation.grading import grade, known_circuits
+from acdc.evaluation.ground_truth import Truth, load_truth, names, published
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.model import ModelSettings
 
@@ -135,17 +134,17 @@ def test_a_circuit_of_another_model_is_refused() -> None:
         published("sentiment")
 
 
-def test_published_for_a_task_and_ablation() -> None:
-    graph = Graph(GraphConfig(4, 1, 35, split_embedding=True))
-    for ablation, size in (("zero", 11), ("corrupted", 2)):
-        truth = published_for("tracr_reverse", ablation, graph)
-        assert truth is not None
-        assert len(truth.edges) == size
-    for ablation in ("mean", "noise"):  # the sets are runs of zero and of corrupted ablation
-        assert published_for("tracr_reverse", ablation, graph) is None
-        labels = known_circuits(experiment_of("tracr_reverse", ablation))[0].keys()
-        assert labels == {"derived", "published"}
-    assert published_for("gate_or", "zero", graph) is None
+@pytest.mark.parametrize(
+    ("name", "ablation", "labels"),
+    [
+        ("tracr_reverse", "zero", {"derived", "published"}),
+        ("tracr_reverse", "corrupted", {"derived", "published", "published_resample"}),
+        ("tracr_reverse", "mean", {"derived", "published"}),
+        ("gate_or", "zero", {"derived"}),
+    ],
+)
+def test_the_resample_sets_are_of_corrupted_ablation(name: str, ablation: str, labels: set[str]) -> None:
+    assert known_circuits(experiment_of(name, ablation))[0].keys() == labels
 
 
 # What is derived from the weights.
@@ -291,7 +290,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert areas["tracr_reverse", "corrupted", "published", "pessimistic"] == pytest.approx(0.2)
     assert areas["gate_or", "zero", "derived", "pessimistic"] == pytest.approx(4 / 7)
     assert sorted(path.name for path in (tmp_path / "roc").iterdir()) == sorted(
-        f"{task}_{ablation}.svg" for task in wanted for ablation in ("zero", "corrupted")
+        f"{task}_{ablation}.{kind}" for task in wanted for ablation in ("zero", "corrupted") for kind in ("svg", "png")
     )
     # With thresholds so large that nothing is left, the areas fall, and the benchmark says so.
     monkeypatch.setattr(benchmark, "THRESHOLDS", [100.0])

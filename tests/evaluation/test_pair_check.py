@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from experiments import Small, experiment, random_pairs, small
+from pages import html_of
 from rich.console import Console
 
 from acdc.ablation import AblationSettings
@@ -19,7 +20,8 @@ from acdc.evaluation import preference
 from acdc.evaluation.pair_check import Limits, PairCheck, PairRecord, check_pairs
 from acdc.evaluation.pair_filter import FILTERS, apply_filter, limits_table
 from acdc.experiment import Experiment
-from acdc.report.pairs import console_table, pairs_section, summary
+from acdc.report.pairs import pairs_section, summary, view
+from acdc.report.writer import show
 from acdc.tasks.base import Pair, Task
 
 
@@ -235,7 +237,7 @@ def test_a_model_with_one_output_prefers_nothing() -> None:
     assert set(name.partition(":")[0] for name, _ in limits_table(found)) == {"minimal", "unique"}
     with pytest.raises(ConfigError, match="one output"):
         apply_filter(["confident"], found)
-    assert "squared difference" in pairs_section(found).html
+    assert "squared difference" in html_of(pairs_section(found))
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +399,8 @@ def test_rows_hold_no_nan() -> None:
 
 def shown(found: PairCheck) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(console_table(found))
+    for item in view(found).console:
+        show(console, item)
     return console.export_text()
 
 
@@ -410,7 +413,7 @@ def test_the_console_table(mixed: PairCheck) -> None:
 
 
 def test_the_worst_pairs_come_first(mixed: PairCheck) -> None:
-    html = pairs_section(mixed).html
+    html = html_of(pairs_section(mixed))
     worst: list[PairRecord] = sorted(mixed.records, key=lambda r: r.clean.value)
     places = [html.index(f">{record.where}<") for record in worst]
     assert worst[0].where == "pair 4"

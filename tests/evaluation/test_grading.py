@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from test_ground_truth import SMALL, TRUTH, edges
 
 from acdc import Circuit
 from acdc.errors import ConfigError, FormatError
+from acdc.evaluation.grading import Curve, Grade, Point, grade
 from acdc.evaluation.ground_truth import Truth
-from acdc.evaluation.roc import Curve, Grade, Point, grade, plot_roc
 from acdc.graph import Edge, Graph
+from acdc.report.roc import draw_roc
+from acdc.report.style import draw_files
 
 
 def curve(*points: tuple[float, float]) -> Curve:
@@ -93,15 +97,12 @@ def test_what_cannot_be_graded_is_said() -> None:
 def test_curves_are_drawn(tmp_path: Path) -> None:
     graded: Grade = grade(dict.fromkeys(TRUTH.edges, 1.0), TRUTH)
     for rule in ("pessimistic", "trapezoid"):
-        svg = plot_roc({"mine": graded.edges, "nothing": curve()}, tmp_path / f"{rule}.svg", rule, "Gate")
-        text = ET.parse(svg).getroot()
-        assert text.tag.endswith("svg")
+        draw = partial(draw_roc, {"mine": graded.edges, "nothing": curve()}, "Gate", rule)
+        svg, png = draw_files(draw, tmp_path, rule)
+        assert ET.parse(svg).getroot().tag.endswith("svg")
         assert len(svg.read_text()) > 3000
-    png = plot_roc({"mine": graded.edges}, tmp_path / "roc.png")
-    from PIL import Image
-
-    with Image.open(png) as image:
-        colours = image.convert("RGB").getcolors(1 << 20)
+        with Image.open(png) as image:
+            colours = image.convert("RGB").getcolors(1 << 20)
         assert colours is not None
         assert len(colours) > 10
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
+from pages import html_of
 from rich.console import Console
 
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.comparison import CircuitComparison, compare_circuits
 from acdc.graph import Edge, Graph, GraphConfig
-from acdc.report.comparison import comparison_section, console_table
+from acdc.report.comparison import comparison_section, comparison_table
+from acdc.report.writer import show
 
 GRAPH = Graph(GraphConfig(2, 2, 8))
 E = [Edge.parse(name) for name in ("input->m0", "m0->m1", "m1->logits", "input->logits", "a0.h0->logits")]
@@ -90,7 +92,7 @@ def test_empty_circuits_are_alike() -> None:
     assert found.jaccard == [[1, 1], [1, 1]]
     assert found.pair_rows()[0]["node_jaccard"] == 1
     assert "keep 0 edges in common" in found.summary()
-    assert comparison_section(found).html
+    assert html_of(comparison_section(found))
 
 
 def test_the_summary_has_the_numbers(three: CircuitComparison) -> None:
@@ -100,14 +102,14 @@ def test_the_summary_has_the_numbers(three: CircuitComparison) -> None:
 
 
 def test_what_people_see(three: CircuitComparison) -> None:
-    html = comparison_section(three).html
+    html = html_of(comparison_section(three))
     assert "a|b &lt;c&gt;" in html
     assert "a|b <c>" not in html
     assert "3 of 3 (the common core)</td><td class=n>1<" in html
     assert html.count("<code>m1</code>") == 2  # m1->logits and m0->m1
     assert "recovery is on the pairs it was found on" in html
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(console_table(three))
+    show(console, comparison_table(three))
     lines = console.export_text().splitlines()
     assert lines[0].rstrip().endswith("recovery is on the pairs it was found on")
     (line,) = [line for line in lines if "flipped" in line and "0.50" in line]
@@ -131,8 +133,8 @@ def test_what_cannot_be_compared(circuits: list[tuple[str, Circuit]], error: typ
 
 def test_scores_of_different_methods_are_not_called_effects_alone() -> None:
     circuits = [circuit(E[:3]), circuit(E[1:4])]
-    alike, unlike = "The edges and their effects<", "effects or scores, each circuit's on a scale of its own<"
+    alike, unlike = "The edges and their effects<", "effects or scores, each circuit&#39;s on a scale of its own<"
     named = [("acdc", circuits[0]), ("edge_pruning", circuits[1])]
-    assert alike in comparison_section(compare_circuits(named)).html
+    assert alike in html_of(comparison_section(compare_circuits(named)))
     circuits[1].method["score"] = "log α"
-    assert unlike in comparison_section(compare_circuits(named)).html
+    assert unlike in html_of(comparison_section(compare_circuits(named)))

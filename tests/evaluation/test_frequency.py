@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
+from pages import html_of
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from acdc.errors import ConfigError, FormatError
@@ -14,7 +15,6 @@ from acdc.evaluation import preference
 from acdc.evaluation.frequency import Frequencies
 from acdc.evaluation.pair_check import Limits, check_pairs
 from acdc.experiment import Experiment
-from acdc.report.html import write_page
 from acdc.report.pairs import pairs_section
 from acdc.tasks.base import Pair, Task
 
@@ -50,7 +50,7 @@ def test_ranks_from_a_file(words: Experiment, tmp_path: Path) -> None:
     assert not any("rarer" in line for line in found.problems())
     strict = check_pairs(words, Limits(rank_factor=1.9), frequencies)
     assert any("corrupted prompts' tokens are 2 times rarer" in line for line in strict.problems())
-    assert "counts.json" in pairs_section(strict).html
+    assert "counts.json" in html_of(pairs_section(strict))
 
 
 def test_ids_are_the_words_of_a_model_without_tokenizer(tmp_path: Path) -> None:
@@ -110,9 +110,7 @@ def test_rows_for_a_file(words: Experiment) -> None:
     assert first["repeats"] is None
 
 
-def test_the_section_marks_what_differs(words: Experiment, tmp_path: Path) -> None:
-    section = pairs_section(check_pairs(words))
-    assert "the <mark>cat</mark> saw the dog<br>the <mark>bird</mark> saw the dog" in section.html
-    assert "then the <mark>&lt;unk&gt;</mark> <mark>saw</mark>" in section.html  # text is escaped
-    write_page(tmp_path / "page.html", "Pairs", "", [section])
-    assert "The pairs" in (tmp_path / "page.html").read_text()
+def test_the_section_marks_what_differs(words: Experiment) -> None:
+    html = html_of(pairs_section(check_pairs(words)))
+    assert "the <mark>cat</mark> saw the dog<br>the <mark>bird</mark> saw the dog" in html
+    assert "then the <mark>&lt;unk&gt;</mark> <mark>saw</mark>" in html  # text is escaped
