@@ -19,8 +19,42 @@ from acdc.errors import RunError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# What says how CUDA multiplies float32: from torch 2.9 on, and before.
+_CUDA_PRODUCTS = "fp32_precision" if hasattr(torch.backends.cuda.matmul, "fp32_precision") else "allow_tf32"
 _NO_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|alloc_failed", re.IGNORECASE)
 _ASKED = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]i?B))")
+
+
+_tf32 = False
+
+
+def use_tf32(use: bool) -> None:
+    """Let CUDA multiply float32 in TensorFloat-32 while the package works, from now on, or not."""
+    global _tf32
+    _tf32 = use
+    _multiply(use)
+
+
+def uses_tf32() -> bool:
+    """Whether CUDA multiplies float32 in TensorFloat-32 while the package works."""
+    return _tf32
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """CUDA multiplies float32 in full."""
+    _multiply(False)
+    try:
+        yield
+    finally:
+        _multiply(_tf32)
+
+
+def _multiply(tf32: bool) -> None:
+    value: bool | str = tf32
+    if _CUDA_PRODUCTS == "fp32_precision":
+        value = "tf32" if tf32 else "ieee"
+    setattr(torch.backends.cuda.matmul, _CUDA_PRODUCTS, value)
 
 
 def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
@@ -42,7 +76,7 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def ordinary_state() -> Iterator[None]:
     """Gradients are on, inference mode and autocast off, float32 and the CPU the defaults, and float32 is multiplied in
-    full on the CPU. Global generators of random numbers stand afterwards where they stood before.
+    full, but for `use_tf32`. Global generators of random numbers stand afterwards where they stood before.
 
     Raises
     ------
@@ -59,6 +93,9 @@ def ordinary_state() -> Iterator[None]:
         if matmul is not None and matmul.fp32_precision not in ("none", "ieee"):
             stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
             matmul.fp32_precision = "ieee"
+        products = torch.backends.cuda.matmul
+        stack.callback(setattr, products, _CUDA_PRODUCTS, getattr(products, _CUDA_PRODUCTS))
+        _multiply(_tf32)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):

@@ -30,11 +30,11 @@ from acdc.evaluation.minimality import minimality
 from acdc.evaluation.preference import preferences
 from acdc.evaluation.scrubbing import scrub
 from acdc.patching import METHODS as PATCHES
-from acdc.process import ordinary_state, undisturbed
+from acdc.process import ordinary_state, undisturbed, use_tf32, uses_tf32, without_tf32
 from acdc.tasks.base import Pair, Task
 
 SHORT: dict[str, dict[str, Any]] = {
-    "acdc": {"threshold": 0.05},
+    "acdc": {"threshold": 0.05, "verify_every": 5},  # else how often it looks hangs on the time
     "acdc_scores": {"thresholds": [0.02, 0.1]},
     "subnetwork_probing": {"steps": 12, "batch_size": 2},
     "edge_pruning": {"steps": 12, "batch_size": 2},
@@ -232,3 +232,22 @@ def test_nothing_is_ordinary_by_accident() -> None:
             assert state() != plainly, name
     with nullcontext():
         assert {key: state()[key] for key in ("grad", "dtype")} == {"grad": True, "dtype": torch.float32}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("before", ["ieee", "tf32"])
+def test_tf32_is_used_while_the_package_works_only(before: str, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = torch.backends.cuda.matmul
+    monkeypatch.setattr(products, "fp32_precision", before)
+    monkeypatch.setattr("acdc.process._tf32", False)
+    with ordinary_state():
+        assert products.fp32_precision == "ieee"
+        use_tf32(asked)  # as loading a model does
+    assert products.fp32_precision == before
+    with ordinary_state():
+        assert uses_tf32() == asked
+        assert products.fp32_precision == ("tf32" if asked else "ieee")
+        with without_tf32():
+            assert products.fp32_precision == "ieee"
+        assert products.fp32_precision == ("tf32" if asked else "ieee")
+    assert products.fp32_precision == before

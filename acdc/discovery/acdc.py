@@ -30,6 +30,7 @@ from acdc.graph import Edge, Graph
 
 log = logging.getLogger(__name__)
 ENGINES = ("incremental", "full")
+MOST_PENDING = 1000  # decisions that await a check, and that a killed run makes again
 
 TO_KEEP_MORE = "give a lower method.threshold"
 
@@ -258,9 +259,8 @@ class _Pruning:
                     else:
                         self._take_over(self.replay[replayed], edge)
                         replayed += 1
-                if edges:
-                    self._decide(at, in_order, edges)
-            at, left = at + 1, None
+                left = self._decide(at, in_order, edges) if edges else []
+            at, left = (at, left) if left else (at + 1, None)
             if self.pending and self._is_due(last=at == len(order)) and not self._passes():
                 at, left = self._go_back()
         self._give_out()
@@ -302,8 +302,23 @@ class _Pruning:
         self.mask.set(edges, False)
         self.remaining -= len(edges)
 
-    def _decide(self, at: int, senders: list[str], edges: list[Edge]) -> None:
-        """Test those edges of the receiver `at` that are left, in order; `senders`: of all of them."""
+    def _decide(self, at: int, senders: list[str], edges: list[Edge]) -> list[Edge]:
+        """Test edges of a receiver, as many as may be pending.
+
+        Parameters
+        ----------
+        at : int
+            Which receiver, in the order of the tests.
+        senders : list[str]
+            The senders of all its edges.
+        edges : list[Edge]
+            Its edges that are left, in order.
+
+        Returns
+        -------
+        list[Edge]
+            The edges that are left now.
+        """
         if not self.pending:
             self.start = _Start(at, list(edges), self.mask.copy(), self.current, self.remaining)
         self.first = len(self.pending)
@@ -316,7 +331,9 @@ class _Pruning:
             self.lookahead = Lookahead(self.engine, self.mask.graph, self.threshold, fixed)
         self.engine.enter(edges[0].receiver, senders)
         ruled_out = self.ruled_out if self.only else ()
-        self.engine.leave(self.lookahead.test(edges, self.current, self._test, ruled_out))
+        room = MOST_PENDING - len(self.pending)
+        self.engine.leave(self.lookahead.test(edges[:room], self.current, self._test, ruled_out))
+        return edges[room:]
 
     def _test(self, edge: Edge, loss: float | None) -> bool:
         """Decide one edge; True if it is kept."""
@@ -346,11 +363,11 @@ class _Pruning:
         return kept
 
     def _is_due(self, last: bool) -> bool:
-        """Whether to check what is pending: at the first receiver, then ever more rarely, and at the end."""
+        """Whether to check what is pending: behind the first receiver, then ever more rarely, and at the end."""
         if not self.settings.tie_tolerance:
             return True
         pending, senders = len(self.pending), len(self.mask.graph.senders)
-        if last or not self.ties.errors:
+        if last or not self.tested or not self.ties.errors or pending >= MOST_PENDING:
             return True
         return pending**2 >= 4 * senders * (len(self.tested) + pending)
 

@@ -12,6 +12,7 @@ from acdc.engine.state import CircuitState
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.model.parts import LanguageModel
+from acdc.process import uses_tf32
 
 _SEEN = 8  # errors that say how far rounding reaches
 _SAFETY = 8.0
@@ -22,7 +23,7 @@ _WITHOUT_NORMS = 64.0
 
 def rounding_unit(model: LanguageModel) -> float:
     """The relative error of one operation in the precision that a model computes in."""
-    if model.device.type == "cuda" and model.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if model.device.type == "cuda" and model.dtype == torch.float32 and uses_tf32():
         return 2.0**-10
     return float(torch.finfo(model.dtype).eps)
 

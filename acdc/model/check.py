@@ -15,6 +15,7 @@ from acdc.errors import ModelError
 from acdc.model.checkpoint import SUPPORTED, quiet
 from acdc.model.forward import Record, forward
 from acdc.model.parts import LanguageModel, moved
+from acdc.process import without_tf32
 
 # Hugging Face's RMS norms compute in float32 whatever the model's precision.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
@@ -76,12 +77,9 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
     ------
     ModelError: names the layer and the part that differ by more than the precision explains.
     """
-    on_cuda = model.device.type == "cuda"
-    tf32 = on_cuda and torch.backends.cuda.matmul.allow_tf32
     try:
-        if on_cuda:
-            torch.backends.cuda.matmul.allow_tf32 = False
-        return _compare(model, bridge, tokens)
+        with without_tf32():
+            return _compare(model, bridge, tokens)
     except ModelError:
         raise
     except Exception as error:  # shapes, hooks and settings that no supported architecture has
@@ -90,9 +88,6 @@ def check_parts(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:
             f"{model.name}: its parts cannot be compared with the model's own ({reason}); this architecture is not"
             f" supported ({SUPPORTED})"
         ) from error
-    finally:
-        if on_cuda:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _compare(model: LanguageModel, bridge: Any, tokens: Tensor) -> float:

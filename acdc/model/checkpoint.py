@@ -45,7 +45,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             + (f", only {adapters[0]}: merge the adapter into its base model and save that" if adapters else "")
         )
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert isinstance(config, dict), "it is no table of settings"
     except (ValueError, AssertionError, RecursionError) as error:
         raise ModelError(f"model.path={folder} cannot be loaded: its config.json is damaged ({error})") from error

@@ -21,7 +21,7 @@ from acdc.graph import GraphConfig, GraphSettings
 from acdc.model.check import SelfCheck
 from acdc.model.checkpoint import SUPPORTED, load_checkpoint, quiet, read_config, stand_in_tokenizer
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
-from acdc.process import undisturbed
+from acdc.process import undisturbed, use_tf32
 
 POCKET = Path(__file__).parent / "pocket"
 COMPILED = Path(__file__).parent / "compiled"
@@ -101,10 +101,9 @@ def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> t
     ModelError: the folder or name cannot be loaded, or the architecture has a part that is not supported.
     """
     device, dtype = settings.resolved_device(), DTYPES[settings.dtype]
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
-    elif settings.tf32:
+    if settings.tf32 and device.type != "cuda":
         raise ConfigError(f"model.tf32=true has no effect on {device.type}: it is for CUDA")
+    use_tf32(settings.tf32)
     bridge, tokenizer, notes = load_bridge(settings, device, dtype)
     name = settings.name if settings.name != "local" else str(settings.path)
     split = None if graph is None else graph.split_embedding
@@ -164,7 +163,7 @@ def load_native(folder: Path) -> Any:
     """A TransformerLens-native model from a folder of this project's own: config.json and model.safetensors."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("architecture")
     weights = load_file(folder / "model.safetensors")
     bridge = make_native(config, weights)

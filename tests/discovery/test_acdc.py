@@ -346,3 +346,39 @@ def test_settings_and_keywords_are_the_same() -> None:
     a = discover(one, Settings(threshold=0.05, projection_edges=True, engine="full"))
     b = discover(one, "acdc", threshold=0.05, projection_edges=True, engine="full")
     assert (a.edges, a.tested, a.method) == (b.edges, b.tested, b.method)
+
+
+class Waiting(Recorder):
+    """How many decisions are given out when a receiver is entered, and how many come at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[tuple[str, int]] = []
+
+    def receiver(self, name: str, remaining: int) -> None:
+        self.at.append((name, len(self.decisions)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_few_decisions_await_a_check(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver with more edges than may wait is tested in parts; the decisions are the same."""
+    one = experiment(small("gpt2", n_layers=3), random_pairs(12), "logit_diff")
+    _, expected = decide(one, 0.03, engine=engine)
+    monkeypatch.setattr("acdc.discovery.acdc.MOST_PENDING", 3)
+    seen = Waiting()
+    discover(one, method="acdc", threshold=0.03, engine=engine, observer=seen)
+    assert_same_decisions(seen.decisions, expected)
+    given = [n for _, n in seen.at]
+    assert max(b - a for a, b in itertools.pairwise([*given, len(expected)])) <= 3
+    assert [name for name, _ in seen.at].count("logits") == -(-len(one.graph.test_order[0][1]) // 3)
+
+
+def test_the_first_check_comes_behind_the_first_receiver_in_spite_of_a_near_tie() -> None:
+    one = experiment(small("gpt2", n_layers=3), random_pairs(12), "logit_diff")
+    _, decisions = decide(one, 0.03)
+    n_first = len(one.graph.test_order[0][1])
+    seen = Waiting()
+    discover(one, method="acdc", threshold=decisions[0].effect, observer=seen)
+    assert any(decision.near_tie for decision in seen.decisions[:n_first])
+    assert next(n for name, n in seen.at if name != "logits") == n_first
+    assert any(decision.compared is not None for decision in seen.decisions[:n_first])
