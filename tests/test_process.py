@@ -238,8 +238,9 @@ def test_nothing_is_ordinary_by_accident() -> None:
 @pytest.mark.parametrize("before", ["ieee", "tf32"])
 def test_tf32_is_used_while_the_package_works_only(before: str, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     products = torch.backends.cuda.matmul
-    monkeypatch.setattr(products, "fp32_precision", before)
     monkeypatch.setattr("acdc.process._tf32", False)
+    ordinary = products.fp32_precision
+    products.fp32_precision = before
     with ordinary_state():
         assert products.fp32_precision == "ieee"
         use_tf32(asked)  # as loading a model does
@@ -251,3 +252,4 @@ def test_tf32_is_used_while_the_package_works_only(before: str, asked: bool, mon
             assert products.fp32_precision == "ieee"
         assert products.fp32_precision == ("tf32" if asked else "ieee")
     assert products.fp32_precision == before
+    products.fp32_precision = ordinary
