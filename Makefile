@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
+PLUGIN := $(VENV)/.plugin
 
 .PHONY: install demo test test-slow lint clean
 
@@ -12,13 +13,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,all]'
 	@touch $@
 
+# The example of a plug-in, which the tests use through acdc.
+$(PLUGIN): $(INSTALLED) examples/plugin/pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable examples/plugin
+	@touch $@
+
 demo: $(INSTALLED)
 	$(VENV)/bin/acdc
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(PLUGIN)
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(PLUGIN)
 	$(VENV)/bin/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 lint: $(INSTALLED)

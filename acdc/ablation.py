@@ -9,122 +9,174 @@ prompts are equally long, and by the task's labels where they are not (`correspo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from acdc.doors import Door
 from acdc.errors import ConfigError
+from acdc.settings import Settings, option
 from acdc.tasks.base import TokenizedPair
-
-ABLATIONS = ("corrupted", "zero", "mean", "noise")
-
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """What a removed edge carries instead.
-
-    Attributes
-    ----------
-    name: `corrupted`, the sender's output on the corrupted prompt; `zero`, nothing (attention output biases stay, as
-        in the original ACDC); `mean`, the mean of the corrupted runs over the pairs, per position; `noise`, Gaussian
-        around the clean value.
-    scale: for noise, in standard deviations of that sender's clean output over the pairs, per position and dimension.
-    draws: for noise, how many draws the metric is averaged over.
-    seed: for noise.
-
-    Raises
-    ------
-    ConfigError: another name, a scale that is negative or not finite, no draw; an option of noise for something else.
-    """
-
-    name: str = "corrupted"
-    scale: float = 1.0
-    draws: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.name not in ABLATIONS:
-            raise ConfigError(f"ablation={self.name} is not known: choose one of {', '.join(ABLATIONS)}")
-        if self.draws < 1:
-            raise ConfigError(f"ablation.draws={self.draws} is not allowed: give 1 or more")
-        if not 0 <= self.scale < math.inf:
-            raise ConfigError(f"ablation.scale={self.scale} is not allowed: give a finite number, 0 or more")
-        for option in fields(self)[1:]:
-            value = getattr(self, option.name)
-            if self.name != "noise" and value != option.default:
-                raise ConfigError(
-                    f"ablation.{option.name}={value} has no effect with ablation={self.name}: it is for noise"
-                )
 
 
 @dataclass(frozen=True)
 class Values:
-    """Sender outputs of one run over `pair pos`.
+    """What every sender writes in one run.
 
-    `inputs`: `input pair pos d_model`. `heads`: `layer head pair pos d_head` (z, before W_O). `mlps`:
-    `layer pair pos d_model`, with no layers in an attention-only model.
+    Attributes
+    ----------
+    inputs : `input row pos d_model`.
+    heads : z, before W_O, `layer head row pos d_head`.
+    mlps : `layer row pos d_model`, with no layers in an attention-only model.
     """
 
     inputs: Tensor
     heads: Tensor
     mlps: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Values:
+        """The values with every tensor changed."""
+        return Values(change(self.inputs), change(self.heads), change(self.mlps))
+
     def rows(self, start: int, stop: int) -> Values:
-        """The values of some pairs."""
+        """The values of some rows."""
         some = slice(start, stop)
         return Values(self.inputs[:, some], self.heads[:, :, some], self.mlps[:, some])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Values:
-        return Values(self.inputs.to(device, dtype), self.heads.to(device, dtype), self.mlps.to(device, dtype))
+        return self.map(lambda value: value.to(device, dtype))
 
 
-def ablated_values(
-    settings: AblationSettings,
-    clean: Values,
-    corrupted: Values,
-    lengths: Tensor,
-    pairs: Sequence[TokenizedPair] = (),
-) -> Values:
-    """What every sender's removed edges carry, with the shapes of `Values`.
+@dataclass(frozen=True)
+class Ablation(Settings, ABC):
+    """An ablation: its options are fields, and `values` says what every sender's removed edges carry.
 
-    `mean` is the mean over the pairs of the mean over a pair's corrupted runs; `noise` the clean value plus Gaussian
-    noise of `scale` standard deviations of the clean runs over the pairs (n in the denominator); both at each position
-    and dimension.
-
-    Parameters
+    Attributes
     ----------
-    lengths: tokens of each row, `row`.
-    pairs: the pair of each row; its labels say which positions of prompts of different lengths correspond, and each of
-        its rows has an equal share of its weight. Without them all rows weigh the same.
+    reads_corrupted_run : whether `values` reads what the senders write on the corrupted prompts.
+    """
+
+    GROUP: ClassVar[str] = "ablation"
+    reads_corrupted_run: ClassVar[bool] = True
+
+    name: str = ""
+
+    @property
+    def n_draws(self) -> int:
+        """How many draws the metric is averaged over; each is a row of its own."""
+        return 1
+
+    @abstractmethod
+    def values(self, clean: Values, corrupted: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Values:
+        """What every sender's removed edges carry.
+
+        Parameters
+        ----------
+        clean, corrupted : what the senders write on the clean and the corrupted prompts. Where `reads_corrupted_run` is
+            false, both are those of the clean ones.
+        lengths : tokens of each row, `row`.
+        pairs : the pair of each row. Its labels say which positions of prompts of different lengths correspond, and
+            each of its rows has an equal share of its weight.
+
+        Raises
+        ------
+        ConfigError
+            The ablation cannot be had on these pairs.
+        """
+
+
+@dataclass(frozen=True)
+class Corrupted(Ablation):
+    """A removed edge carries what the sender writes on the corrupted prompt (resample, interchange ablation)."""
+
+    name: str = "corrupted"
+
+    def values(self, clean: Values, corrupted: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Values:
+        return corrupted
+
+
+@dataclass(frozen=True)
+class Zero(Ablation):
+    """A removed edge carries nothing. Attention output biases are no sender's and stay, as in the original ACDC."""
+
+    reads_corrupted_run: ClassVar[bool] = False
+
+    name: str = "zero"
+
+    def values(self, clean: Values, corrupted: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Values:
+        return clean.map(torch.zeros_like)
+
+
+@dataclass(frozen=True)
+class Mean(Ablation):
+    """A removed edge carries the mean of the corrupted runs over the pairs, position by position."""
+
+    name: str = "mean"
+
+    def values(self, clean: Values, corrupted: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Values:
+        return corrupted.map(_mean_over_pairs(self, clean, lengths, pairs))
+
+
+@dataclass(frozen=True)
+class Noise(Ablation):
+    """A removed edge carries the clean value plus Gaussian noise."""
+
+    reads_corrupted_run: ClassVar[bool] = False
+
+    name: str = "noise"
+    scale: float = option(
+        1.0, "in standard deviations of the sender over the pairs, per position and dimension", least=0
+    )
+    draws: int = option(1, "the metric is averaged over so many draws", least=1)
+    seed: int = option(0, "of the noise")
+
+    @property
+    def n_draws(self) -> int:
+        return self.draws
+
+    def values(self, clean: Values, corrupted: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> Values:
+        mean = _mean_over_pairs(self, clean, lengths, pairs)
+        # Drawn on the CPU in float64, so that the same seed gives the same noise on every device.
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def noisy(value: Tensor) -> Tensor:
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device, value.dtype)
+            return value + self.scale * noise * mean((value - mean(value)).square()).sqrt()
+
+        return clean.map(noisy)
+
+
+ABLATIONS: Door[Ablation] = Door(
+    base=Ablation,  # type: ignore[type-abstract]
+    built_in={
+        "corrupted": "acdc.ablation:Corrupted",
+        "zero": "acdc.ablation:Zero",
+        "mean": "acdc.ablation:Mean",
+        "noise": "acdc.ablation:Noise",
+    },
+    entry_points="acdc.ablations",
+    what="an ablation",
+)
+
+
+def _mean_over_pairs(ablation: Ablation, clean: Values, lengths: Tensor, pairs: Sequence[TokenizedPair]) -> PairMean:
+    """The mean over the pairs of the mean over a pair's rows, at each position. Without pairs all rows weigh the same.
 
     Raises
     ------
-    ConfigError: `mean` or `noise` with pairs of different lengths whose positions do not correspond.
+    ConfigError
+        Pairs of different lengths whose positions do not correspond.
     """
-    if settings.name == "corrupted":
-        return corrupted
-    if settings.name == "zero":
-        return Values(*(torch.zeros_like(t) for t in (clean.inputs, clean.heads, clean.mlps)))
     if bool((lengths == lengths[0]).all()):
         places = torch.arange(clean.inputs.shape[-2]).expand(len(lengths), -1)
     else:
-        option, others = f"ablation={settings.name}", "ablation=corrupted or zero"
-        places = corresponding_positions(lengths, pairs, option, others)
+        places = corresponding_positions(lengths, pairs, f"ablation={ablation.name}", "ablation=corrupted or zero")
     weights = torch.tensor([1 / len(pair.corrupted) for pair in pairs] or [1.0] * len(lengths), dtype=torch.float64)
-    mean = PairMean.over(places.to(lengths.device), weights.to(lengths.device), clean.inputs.dtype)
-    if settings.name == "mean":
-        return Values(*(mean(t) for t in (corrupted.inputs, corrupted.heads, corrupted.mlps)))
-    # Drawn on the CPU in float64, so that the same seed gives the same noise on every device.
-    generator = torch.Generator().manual_seed(settings.seed)
-
-    def noisy(value: Tensor) -> Tensor:
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device, value.dtype)
-        return value + settings.scale * noise * mean((value - mean(value)).square()).sqrt()
-
-    return Values(*(noisy(t) for t in (clean.inputs, clean.heads, clean.mlps)))
+    return PairMean.over(places.to(lengths.device), weights.to(lengths.device), clean.inputs.dtype)
 
 
 def corresponding_positions(lengths: Tensor, pairs: Sequence[TokenizedPair], option: str, others: str) -> Tensor:

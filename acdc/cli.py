@@ -11,13 +11,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import acdc
-from acdc.errors import AcdcError, ConfigError, RunError
+from acdc.doors import TARGET
+from acdc.errors import AcdcError, ConfigError, ExtensionError, RunError
 from acdc.files import write_atomically
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
@@ -95,13 +96,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(flags: argparse.Namespace) -> int:
     if resumed := [o.removeprefix("resume=") for o in flags.overrides if o.startswith("resume=")]:
-        if len(flags.arguments) > 1 or not resumed[0]:
+        targets = dict(re.findall(r"^(\w+)\._target_=(.*)$", "\n".join(flags.overrides), re.MULTILINE))
+        if len(flags.arguments) > 1 + len(targets) or not resumed[0]:
             raise ConfigError("resume=FOLDER stands alone: a resumed run keeps its own configuration")
-        return _resume(Path(resumed[0]).expanduser())
+        return _resume(Path(resumed[0]).expanduser(), targets)
     if flags.hydra_help or flags.shell_completion:
         return _hydra(flags)
     asked = list(flags.overrides)
     flags.overrides += _options_by_key(flags.overrides, flags.config_dir)
+    flags.overrides = _with_keys_of_classes(flags.overrides, flags.config_dir)
     if flags.multirun:
         flags.overrides = _with_short_ranges(flags.overrides, flags.config_dir)
     overrides = _combinations(flags.overrides, flags.config_dir)[0] if flags.multirun else flags.overrides
@@ -111,16 +114,17 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.help:
         from acdc.help import help_text
 
-        folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else [])]
-        broken = _broken_options(flags.config_dir) if flags.config_dir else {}
-        print(help_text(folders, dict(config.hydra.runtime.choices), broken))
+        names = {group: _names(group, flags.config_dir) for group in [*_groups(), "experiment"]}
+        choices = {group: str(option) for group, option in config.hydra.runtime.choices.items()}
+        titles = {group: _title(group, option, flags.config_dir) for group, option in choices.items()}
+        print(help_text(names, _settings(config), choices, titles, _broken_options(flags.config_dir), CONF))
         return 0
     if flags.multirun or (config.hydra.mode and config.hydra.mode.name == "MULTIRUN"):
         return _sweep(config, flags.overrides, flags.config_dir)
     from omegaconf import OmegaConf
 
     words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # as they were typed
-    config.hydra.overrides.task = [own for own in words if own in asked]
+    config.hydra.overrides.task = [own for own in words if own in asked or own.removeprefix("++") in asked]
     return _single(config)
 
 
@@ -156,8 +160,13 @@ def _single(config: Any) -> int:
     return _work(prepared, folder)
 
 
-def _resume(folder: Path) -> int:
-    """Go on with a killed run, with the configuration it was started with."""
+def _resume(folder: Path, targets: Mapping[str, str]) -> int:
+    """Go on with a killed run, with the configuration it was started with.
+
+    Parameters
+    ----------
+    targets : by group, the `_target_` that this call names; what a file names alone is not imported.
+    """
     from acdc.journal import DECISIONS, RESOLVED, Journal, RunState
 
     stored = folder / ".hydra" / "config.yaml"
@@ -173,6 +182,10 @@ def _resume(folder: Path) -> int:
     if (folder / DECISIONS).exists():
         Journal(folder).close()  # refused at once where another process works in the folder
     config = _stored(stored)
+    from acdc.jobs.as_found import check_named  # not for a finished run, which is looked at without torch
+
+    for group in ("task", "model", "method", "metric", "ablation"):
+        check_named(group, config.get(group) or {}, {TARGET: targets.get(group)})
     asked, hydra, resolved = (
         _stored(file) if file.is_file() else {}
         for file in (stored.with_name("overrides.yaml"), stored.with_name("hydra.yaml"), folder / RESOLVED)
@@ -357,8 +370,27 @@ def _hydra_with(config_dir: str | None) -> Iterator[tuple[Any, list[str]]]:
     from hydra.core.global_hydra import GlobalHydra
 
     extra = [f"hydra.searchpath=[{_quoted(_absolute(config_dir))}]"] if config_dir else []
+    _store_installed()
     with initialize_config_dir(str(CONF), job_name="acdc", version_base="1.3"):
         yield GlobalHydra.instance().hydra, extra
+
+
+def _store_installed() -> None:
+    """Tell Hydra of what installed packages bring, as if it stood in files; what cannot be used is left out."""
+    from hydra.core.config_store import ConfigStore
+
+    from acdc.jobs.settings import DOORS
+    from acdc.settings import options
+
+    for group, door in DOORS.items():
+        for name in _installed(group):
+            try:
+                defaults = {key: known.default for key, known in options(door.load(name)).items()}
+            except ExtensionError:  # it is said where it is chosen
+                continue
+            own = getattr(door.load(name), "own_model", None)
+            first: dict[str, Any] = {"defaults": [{"override /model@_global_.model": own}]} if own else {}
+            ConfigStore.instance().store(group=group, name=name, node=first | defaults | {"name": name})
 
 
 def _quoted(path: Path) -> str:
@@ -396,13 +428,45 @@ def _compose(overrides: list[str], config_dir: str | None) -> Any:
 
 def _groups() -> list[str]:
     """The groups of which a run needs one option each: all but experiment."""
-    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+    from acdc.jobs.settings import CHOICES
+
+    return list(CHOICES)
 
 
-def _broken_options(config_dir: str) -> dict[str, str]:
-    """The options of a user's folder that no run could take, as `task=mine`, and why."""
-    broken = {}
-    for file in sorted(Path(config_dir).glob("*/*.yaml")):
+def _files(group: str, config_dir: str | None) -> dict[str, Path]:
+    """The files of a group's options by name, the project's and those of the user's folder."""
+    folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _installed(group: str) -> list[str]:
+    """What installed packages bring to a group."""
+    from acdc.jobs.settings import DOORS
+
+    return [name for name in DOORS[group] if name not in DOORS[group].built_in] if group in DOORS else []
+
+
+def _names(group: str, config_dir: str | None) -> list[str]:
+    """The options of a group, in alphabetical order."""
+    return sorted({*_files(group, config_dir), *_installed(group)})
+
+
+def _title(group: str, option: str, config_dir: str | None) -> str:
+    """What an option is: the comment that its file begins with, or what its class says."""
+    from acdc.jobs.settings import DOORS
+
+    if file := _files(group, config_dir).get(option):
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        return first.removeprefix("#").strip() if first.startswith("#") else ""
+    return DOORS[group].load(option).summary() if group in DOORS and option in DOORS[group] else ""
+
+
+def _broken_options(config_dir: str | None) -> dict[str, str]:
+    """The options of a user's folder and of installed packages that no run could take, as `task=mine`, and why."""
+    from acdc.jobs.settings import DOORS
+
+    broken = {f"{group}={name}": why for group, door in DOORS.items() for name, why in door.broken()}
+    for file in sorted(Path(config_dir).glob("*/*.yaml")) if config_dir else ():
         option = f"{file.parent.name}={file.stem}"
         try:
             _settings(_compose([option], config_dir))
@@ -436,12 +500,8 @@ def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
     added = []
     chosen = [o for o in overrides if re.match(r"\w+=", o)]
     for group in _groups():
-        keys = {match[1] for o in overrides if (match := re.match(rf"{group}\.(\w+)", o))}
-        folders = [CONF / group, *([Path(config_dir) / group] if config_dir else [])]
-        files = sorted(path for folder in folders for path in folder.glob("*.yaml"))
-        options = {
-            path.stem: set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)) for path in files
-        }
+        keys = {match[1] for o in overrides if (match := re.match(rf"{group}\.(\w+)", o)) and match[1] != TARGET}
+        options = {name: _keys(path) for name, path in _files(group, config_dir).items()}
         if any(o.startswith(f"{group}=") for o in chosen) or all(keys <= known for known in options.values()):
             continue
         try:
@@ -453,6 +513,40 @@ def _options_by_key(overrides: list[str], config_dir: str | None) -> list[str]:
             raise ConfigError(f"{group}.{lacking[0]} is of {', '.join(fitting)}: choose one")
         added += fitting
     return added
+
+
+def _with_keys_of_classes(overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides so that Hydra takes `_target_`, and every option of a class whose file leaves it out."""
+    from acdc.jobs.settings import DOORS
+    from acdc.settings import options
+
+    if not any(re.match(rf"({'|'.join(DOORS)}|model)\.\w+=", override) for override in overrides):
+        return overrides
+    targets = dict(re.findall(rf"^(\w+)\.{TARGET}=(.*)$", "\n".join(overrides), re.MULTILINE))
+    try:
+        config = _compose([o for o in overrides if re.match(r"\w+=[^,]*$", o)], config_dir)
+    except ConfigError:  # said when the whole is composed
+        return overrides
+    taken = []
+    for override in overrides:
+        group, _, key = override.partition("=")[0].partition(".")
+        known: Collection[str] = (TARGET,)
+        if group in DOORS and key != TARGET and key not in config[group]:
+            path = targets.get(group, config[group].get(TARGET))
+            with suppress(ConfigError):  # said when the settings are made
+                known = options(DOORS[group].target(path) if path else DOORS[group].load(config[group].name))
+        taken.append(f"++{override}" if group in config and key in known and key not in config[group] else override)
+    return taken
+
+
+def _keys(path: Path) -> set[str]:
+    """The keys that a file of options has."""
+    from omegaconf import OmegaConf
+
+    try:
+        return {str(key) for key in OmegaConf.load(path)}
+    except Exception:  # it is said when the file is composed
+        return set()
 
 
 def _settings(config: Any, base: Path | None = None, overrides: Sequence[str] | None = None) -> Any:
@@ -474,7 +568,17 @@ def _settings(config: Any, base: Path | None = None, overrides: Sequence[str] | 
         raise ConfigError(_explain(error, [], None)) from error
     overrides = config.hydra.overrides.task if overrides is None else overrides
     given = frozenset(re.match(r"[~+]*([^=@]*)", override)[1] for override in overrides)  # type: ignore[index]
+    for group in plain:
+        if f"{group}.{TARGET}" in given and group not in given:  # the options of what is chosen by default are not its
+            plain[group] = {key: value for key, value in plain[group].items() if f"{group}.{key}" in given}
     return RunSettings.from_config(plain, base or Path.cwd(), given)
+
+
+def _why_broken(group: str, option: str) -> str:
+    """Why something that an installed package brings cannot be used."""
+    from acdc.jobs.settings import DOORS
+
+    return dict(DOORS[group].broken()).get(option, f"{group}={option} cannot be used")
 
 
 def _explain(error: Exception, overrides: list[str], config_dir: str | None) -> str:
@@ -486,6 +590,8 @@ def _explain(error: Exception, overrides: list[str], config_dir: str | None) -> 
         return f"{error.override!r} cannot be read as KEY=VALUE: quote a value with spaces or signs, KEY='\"VALUE\"'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if option in _installed(group):
+            return _why_broken(group, option)
         if group == "hydra/launcher" and (extra := _LAUNCHERS.get(option)):
             return f"{group}={option} needs what is not installed: pip install 'acdc[{extra}]'"
         choices = f"; choose one of {', '.join(error.options)}" if error.options else ""

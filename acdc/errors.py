@@ -25,3 +25,7 @@ class FormatError(AcdcError):
 
 class RunError(AcdcError):
     """A run folder that cannot be written or resumed, or a result that failed its own check."""
+
+
+class ExtensionError(ConfigError):
+    """A task, metric, ablation, method or model family of one's own that cannot be loaded or used."""

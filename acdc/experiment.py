@@ -6,19 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from acdc import tasks
-from acdc.ablation import AblationSettings, Values, ablated_values
-from acdc.errors import ConfigError, TaskError
-from acdc.graph import Graph, GraphSettings
-from acdc.metrics import Metric, Readouts, make_metric
+from acdc.ablation import Ablation, Values
+from acdc.errors import TaskError
+from acdc.graph import Graph
+from acdc.metrics import METRICS, BoundMetric, Metric, Readouts, bind
 from acdc.model.forward import run
-from acdc.model.load import ModelSettings, load_model
 from acdc.model.parts import LanguageModel
 from acdc.process import undisturbed
 from acdc.tasks.base import Task, TaskSettings, TokenizedPair, Tokenizer, tokenize_pairs
@@ -26,15 +23,24 @@ from acdc.tasks.base import Task, TaskSettings, TokenizedPair, Tokenizer, tokeni
 
 @dataclass(frozen=True)
 class Batch:
-    """The pairs as tensors: one row a pair and corrupted partner.
+    """The pairs as tensors: one row a pair, corrupted partner and draw.
 
-    `clean`, `corrupted`: `row pos`, padded on the right with 0. `lengths`: `row`. `source`: for each row, the pair.
+    Attributes
+    ----------
+    clean, corrupted : `row pos`, padded on the right with 0.
+    lengths : tokens of each row, `row`.
+    source : the pair of each row.
     """
 
     clean: Tensor
     corrupted: Tensor
     lengths: Tensor
     source: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the rows."""
+        some = slice(start, stop)
+        return Batch(self.clean[some], self.corrupted[some], self.lengths[some], self.source[some])
 
     def to(self, device: torch.device | str) -> Batch:
         return dataclasses.replace(
@@ -43,94 +49,86 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """What the model does on the rows of a batch.
+
+    Attributes
+    ----------
+    clean : every sender's output on the clean prompts.
+    stream : the last residual stream of the clean run, `row pos d_model`.
+    ablated : what every sender's removed edges carry.
+    """
+
+    clean: Values
+    stream: Tensor
+    ablated: Values
+
+    def rows(self, start: int, stop: int) -> Runs:
+        """Those of some rows."""
+        return Runs(self.clean.rows(start, stop), self.stream[start:stop], self.ablated.rows(start, stop))
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """Everything a circuit is evaluated with. Made by `Experiment.build`; never changed afterwards."""
+    """Everything a circuit is evaluated with. A plain value: what follows from its fields is computed once, when it is
+    asked for.
+
+    Attributes
+    ----------
+    model : the model as parts.
+    task : the task that the pairs are of.
+    pairs : the pairs, as token ids.
+    measured : the metric; `metric` is the same together with these pairs.
+    ablation : what a removed edge carries.
+    batch : the pairs as tensors.
+    readouts : where the metric reads.
+    notes : what the user should hear.
+    runs : what the model does on this batch, where it is known already; None computes it.
+    """
 
     model: LanguageModel
     task: Task
     pairs: tuple[TokenizedPair, ...]
-    metric_name: str
-    ablation: AblationSettings
+    measured: Metric
+    ablation: Ablation
     batch: Batch
     readouts: Readouts
     notes: tuple[str, ...] = field(default=())
+    runs: Runs | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    @undisturbed
-    def build(
-        cls,
-        model: str | Path | ModelSettings | LanguageModel | None = None,
-        task: str | TaskSettings | Task = "ioi",
-        metric: str | None = None,
-        ablation: str | AblationSettings = "corrupted",
-        graph: GraphSettings | None = None,
-        **task_options: Any,
-    ) -> Experiment:
-        """Load, tokenise, check.
+    def build(cls, *arguments: Any, **options: Any) -> Experiment:
+        """Load, tokenise, check: see `acdc.build.build`, which takes the same and stands in front of this class."""
+        from acdc.build import build
 
-        Parameters
-        ----------
-        model: `pocket`, a name that TransformerLens can fetch, a checkpoint folder, settings, or a loaded model. None
-            takes the task's own, where it needs one, and else `pocket`.
-        task: a task's name with its options as further keywords (`size=50, filter=["correct"]`), its settings, or a
-            Task of your own.
-        metric: None takes the task's own.
-        graph: what is a node of its own; None as the model has it. A loaded model keeps its graph.
+        return build(*arguments, **options)
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        task: Task,
+        pairs: Sequence[TokenizedPair],
+        metric: Metric,
+        ablation: Ablation,
+        notes: Sequence[str] = (),
+    ) -> Experiment:
+        """The experiment on these pairs.
 
         Raises
         ------
-        ConfigError, ModelError, TaskError: each in one line.
+        ConfigError, ModelError, TaskError
+            The metric or the ablation cannot be had on these pairs, or the model's parts do not compute what the model
+            does on them.
         """
-        if isinstance(ablation, str):
-            ablation = AblationSettings(name=ablation)
-        settings = task if isinstance(task, TaskSettings) else None
-        if isinstance(task, str):
-            known = tasks.load(task).Settings
-            allowed = [f.name for f in dataclasses.fields(known)]
-            if unknown := sorted(set(task_options) - set(allowed)):
-                raise ConfigError(f"task={task} has no option {unknown[0]}: choose from {', '.join(allowed)}")
-            settings = known(**task_options)
-        elif task_options:
-            given = sorted(task_options)[0]
-            raise ConfigError(f"the task is given whole, so {given} cannot be given beside it: put it into the task")
-        bridge = None  # kept until the parts have been compared with it
-        if not isinstance(model, LanguageModel):
-            model, bridge = load_model(_model_settings(_own_model(settings or task) if model is None else model), graph)
-        model = model.trainable()
-        prepend_bos = settings.prepend_bos if settings is not None else None
-        tokenizer = Tokenizer(model.tokenizer, model.vocabulary_size, prepend_bos)
-        if settings is not None:
-            task = tasks.load(settings.name).build(settings, tokenizer)
-        assert isinstance(task, Task)
-        pairs = tuple(tokenize_pairs(task.pairs, tokenizer))
-        _check_pairs_fit(pairs, model)
-        _check_model(pairs, model)
-        del bridge
-        batch, readouts = _tensors(pairs, ablation.draws)
-        experiment = cls(
-            model=model,
-            task=task,
-            pairs=pairs,
-            metric_name=metric or task.metric,
-            ablation=ablation,
-            batch=batch.to(model.device),
-            readouts=readouts.to(model.device),
-            notes=(*model.notes, *task.notes, *tokenizer.notes),
+        if model.self_check is not None:
+            model.self_check(model, [pair.clean for pair in pairs])
+        batch, readouts = _tensors(pairs, ablation.n_draws)
+        made = cls(
+            model, task, tuple(pairs), metric, ablation, batch.to(model.device), readouts.to(model.device), tuple(notes)
         )
-        return experiment._filtered(settings)._checked()
-
-    def _filtered(self, settings: TaskSettings | None) -> Experiment:
-        """The experiment on the pairs that pass `task.filter`, with a note of how many fell out."""
-        if settings is None or not settings.filter:
-            return self
-        from acdc.evaluation.pair_filter import keep_good  # to its right, but where pairs are made they are chosen
-
-        return keep_good(self, settings)
-
-    def _checked(self) -> Experiment:
-        """Metric and ablation are made now, so that what cannot work is refused before anything is written."""
-        _ = self.metric, self.ablated
-        return self
+        _ = made.metric, made.ablated  # what cannot work is refused before anything is written
+        return made
 
     @undisturbed
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Experiment:
@@ -140,29 +138,33 @@ class Experiment:
             model=self.model.to(device, dtype),
             batch=self.batch.to(device),
             readouts=self.readouts.to(device),
+            runs=None,
         )
 
     def with_pairs(self, indices: Sequence[int]) -> Experiment:
         """The experiment on some of its pairs, in this order; means, spreads and weights are theirs alone."""
         task = dataclasses.replace(self.task, pairs=[self.task.pairs[i] for i in indices])
-        return self._with(task, tuple(self.pairs[i] for i in indices))
+        return self._on(task, [self.pairs[i] for i in indices])
+
+    def with_task(self, settings: TaskSettings) -> Experiment:
+        """The experiment on the pairs of other settings, all of them, whatever their filter."""
+        task, pairs, notes = pairs_of(settings, self.model)
+        return Experiment.of(self.model, task, pairs, self.measured, self.ablation, (*self.model.notes, *notes))
 
     def with_partner(self, partner: int) -> Experiment:
         """The experiment in which each clean prompt has one of its corrupted partners only."""
-        pairs = (dataclasses.replace(pair, corrupted=(pair.corrupted[partner],)) for pair in self.pairs)
-        return self._with(self.task, tuple(pairs))
+        return self._on(
+            self.task, [dataclasses.replace(pair, corrupted=(pair.corrupted[partner],)) for pair in self.pairs]
+        )
+
+    def with_metric(self, metric: str | Metric) -> Experiment:
+        """The experiment with another metric, and with the runs that this one has computed."""
+        measured = METRICS.chosen(metric)
+        return dataclasses.replace(self, measured=measured, runs=self._runs)
 
     @undisturbed
-    def _with(self, task: Task, pairs: tuple[TokenizedPair, ...]) -> Experiment:
-        _check_model(pairs, self.model)
-        batch, readouts = _tensors(pairs, self.ablation.draws)
-        return dataclasses.replace(
-            self,
-            task=task,
-            pairs=pairs,
-            batch=batch.to(self.model.device),
-            readouts=readouts.to(self.model.device),
-        )._checked()
+    def _on(self, task: Task, pairs: Sequence[TokenizedPair]) -> Experiment:
+        return Experiment.of(self.model, task, pairs, self.measured, self.ablation, self.notes)
 
     def rows(self, start: int, stop: int) -> Experiment:
         """Some rows (pairs and partners) of this experiment, in order, with the values it has computed.
@@ -171,21 +173,18 @@ class Experiment:
         """
         chosen = (self.readouts.pair >= start) & (self.readouts.pair < stop)
         r = self.readouts
-        part = dataclasses.replace(
+        return dataclasses.replace(
             self,
-            batch=Batch(
-                self.batch.clean[start:stop],
-                self.batch.corrupted[start:stop],
-                self.batch.lengths[start:stop],
-                self.batch.source[start:stop],
-            ),
+            batch=self.batch.rows(start, stop),
             readouts=Readouts(
                 r.pair[chosen] - start, r.position[chosen], r.weight[chosen], r.answers[chosen], r.wrong_answers[chosen]
             ),
+            runs=self._runs.rows(start, stop),
         )
-        part.__dict__["ablated"] = self.ablated.rows(start, stop)
-        part.__dict__["_clean_run"] = (self.clean.rows(start, stop), self._clean_run[1][start:stop])
-        return part
+
+    @property
+    def metric_name(self) -> str:
+        return self.measured.name
 
     @cached_property
     def graph(self) -> Graph:
@@ -195,33 +194,18 @@ class Experiment:
     @cached_property
     @undisturbed
     def _clean_run(self) -> tuple[Values, Tensor]:
+        if self.runs is not None:
+            return self.runs.clean, self.runs.stream
         return run(self.model, self.batch.clean, self.batch.lengths)
+
+    @property
+    def _runs(self) -> Runs:
+        return self.runs or Runs(*self._clean_run, self.ablated)
 
     @property
     def clean(self) -> Values:
         """Every sender's output on the clean prompts."""
         return self._clean_run[0]
-
-    @cached_property
-    @undisturbed
-    def ablated(self) -> Values:
-        """What every sender's removed edges carry."""
-        same = self.ablation.name in ("zero", "noise")
-        corrupted = self.clean if same else run(self.model, self.batch.corrupted, self.batch.lengths)[0]
-        pairs = [self.pairs[i] for i in self.batch.source]
-        return ablated_values(self.ablation, self.clean, corrupted, self.batch.lengths, pairs)
-
-    @cached_property
-    @undisturbed
-    def metric(self) -> Metric:
-        """The metric, tied to these pairs and the full model's logits."""
-        return make_metric(self.metric_name, self.readouts, self.clean_logits)
-
-    @cached_property
-    @undisturbed
-    def clean_logits(self) -> Tensor:
-        """The full model's logits at the readouts, `readout vocabulary`."""
-        return self.model.unembed(self.read(self._clean_run[1]))
 
     @property
     def clean_stream(self) -> Tensor:
@@ -230,12 +214,36 @@ class Experiment:
 
     @cached_property
     @undisturbed
+    def ablated(self) -> Values:
+        """What every sender's removed edges carry."""
+        if self.runs is not None:
+            return self.runs.ablated
+        corrupted = self.clean
+        if self.ablation.reads_corrupted_run:
+            corrupted = run(self.model, self.batch.corrupted, self.batch.lengths)[0]
+        pairs = [self.pairs[i] for i in self.batch.source]
+        return self.ablation.values(self.clean, corrupted, self.batch.lengths, pairs)
+
+    @cached_property
+    @undisturbed
+    def metric(self) -> BoundMetric:
+        """The metric, together with these pairs and the full model's logits."""
+        return bind(self.measured, self.readouts, self.clean_logits)
+
+    @cached_property
+    @undisturbed
+    def clean_logits(self) -> Tensor:
+        """The full model's logits at the readouts, `readout vocabulary`."""
+        return self.model.unembed(self.read(self.clean_stream))
+
+    @cached_property
+    @undisturbed
     def attention_mask(self) -> Tensor:
         """`row query key`, True where a query may not look."""
         return self.model.attention_mask(self.batch.lengths, self.batch.clean.shape[1])
 
     def read(self, stream: Tensor) -> Tensor:
-        """The readouts' rows of a residual stream: `... pair pos d` → `... readout d`."""
+        """A residual stream at the readouts: `... row pos d` → `... readout d`."""
         return stream[..., self.readouts.pair, self.readouts.position, :]
 
     @undisturbed
@@ -256,20 +264,22 @@ class Experiment:
         return self.task.thresholds.get(self.metric_name)
 
 
-def _own_model(task: TaskSettings | Task | str) -> str:
-    """The model that a task needs, or the bundled one."""
-    if isinstance(task, Task):
-        return task.model or "pocket"
-    name = task if isinstance(task, str) else task.name
-    return getattr(tasks.load(name), "MODEL", "pocket")
+def pairs_of(task: TaskSettings | Task, model: LanguageModel) -> tuple[Task, list[TokenizedPair], list[str]]:
+    """A task's pairs as token ids of a model, and what the user should hear of them.
 
-
-def _model_settings(model: str | Path | ModelSettings) -> ModelSettings:
-    if isinstance(model, ModelSettings):
-        return model
-    if isinstance(model, Path) or model.startswith((".", "~", "/")) or Path(model).is_dir():
-        return ModelSettings(name="local", path=str(model))
-    return ModelSettings(name=model)
+    Raises
+    ------
+    ConfigError, TaskError
+        The pairs cannot be made, or the model cannot read them.
+    """
+    settings = task if isinstance(task, TaskSettings) else None
+    words = Tokenizer(model.tokenizer, model.vocabulary_size, settings.prepend_bos if settings else None)
+    made = settings.build(words) if settings else task
+    if not isinstance(made, Task):
+        raise TaskError(f"task={settings.name if settings else task} makes a {type(made).__name__}, not a Task")
+    pairs = tokenize_pairs(made.pairs, words)
+    _check_pairs_fit(pairs, model)
+    return made, pairs, [*made.notes, *words.notes]
 
 
 def _check_pairs_fit(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
@@ -287,12 +297,6 @@ def _check_pairs_fit(pairs: Sequence[TokenizedPair], model: LanguageModel) -> No
                 f"{pair.where}: the answer {max(answers)} is no output of {model.name}, which has {n_outputs}: use the"
                 " task's own model"
             )
-
-
-def _check_model(pairs: Sequence[TokenizedPair], model: LanguageModel) -> None:
-    """ModelError if the model's parts do not compute what the model does; each length of prompt is looked at once."""
-    if model.self_check is not None:
-        model.self_check(model, [pair.clean for pair in pairs])
 
 
 def _tensors(pairs: Sequence[TokenizedPair], draws: int) -> tuple[Batch, Readouts]:

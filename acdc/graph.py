@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from acdc.errors import FormatError
+from acdc.settings import Settings, option
 
 LETTERS = ("q", "k", "v")
 
@@ -133,16 +134,14 @@ class GraphConfig:
 
 
 @dataclass(frozen=True)
-class GraphSettings:
-    """What is a node of its own.
+class GraphSettings(Settings):
+    """What is a node of its own."""
 
-    Attributes
-    ----------
-    split_embedding: token and position embeddings as two senders, `input.tok` and `input.pos`, instead of one; None
-        does so for the compiled programs only.
-    """
+    GROUP: ClassVar[str] = "graph"
 
-    split_embedding: bool | None = None
+    split_embedding: bool | None = option(
+        None, "token and position embeddings as two senders, input.tok and input.pos; null: tracr models only"
+    )
 
 
 class Graph:

@@ -1,12 +1,15 @@
-"""`acdc --help`: the groups, and the options of what is chosen with the comments of its YAML files."""
+"""`acdc --help`: the groups, and the options of what is chosen, as their settings classes tell them."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from acdc.jobs.settings import ABOUT_CIRCUIT, CHOICES, GROUPS, RunSettings
+from acdc.settings import as_mapping, shown
+from acdc.settings import options as known_options
 
 EXAMPLES = {
     "acdc": "ACDC on IOI with the bundled model",
@@ -43,20 +46,26 @@ FLAGS = {
 
 
 def help_text(
-    folders: Sequence[Path],
+    options: Mapping[str, Sequence[str]],
+    chosen: RunSettings,
     choices: Mapping[str, str],
-    broken: Mapping[str, str] | None = None,
+    titles: Mapping[str, str],
+    broken: Mapping[str, str],
+    folder: Path,
     width: int | None = None,
 ) -> str:
     """The help.
 
     Parameters
     ----------
-    folders: where configuration is found, the first first. choices: the option chosen in each group. broken: options
-        that no run could take, as `task=mine`, and why; they are not listed. width: of the lines; None takes the
-        terminal's, up to 100.
+    options : the names of the options of each group.
+    chosen : the settings that are composed, whose options are shown.
+    choices : the option chosen in each group.
+    titles : what that option is, by group.
+    broken : options that no run could take, such as `task=mine`, and why; they are not listed among the others.
+    folder : where the project's configuration stands.
+    width : of the lines; None takes the terminal's, up to 100.
     """
-    broken = broken or {}
     width = width or min(100, shutil.get_terminal_size((100, 24)).columns)
     lines = ["acdc: automated circuit discovery for transformer language models", ""]
     for command, meaning in EXAMPLES.items():
@@ -66,37 +75,30 @@ def help_text(
     for flag, meaning in FLAGS.items():
         lines += _row(flag, meaning, 22, width)
 
-    about = _options(folders[0] / "config.yaml")
-    known = {path.name for path in folders[0].iterdir() if path.is_dir()}
-    groups = [*(g for g in about if g in known), *sorted(known - set(about))]
     lines += ["", "Groups, GROUP=OPTION (* is chosen)"]
-    for group in groups:
-        found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
-        options = sorted(option for option in found if f"{group}={option}" not in broken)
-        shown = ", ".join(f"{option}*" if option == choices.get(group) else option for option in options)
-        lines += _row(group, about.get(group, ("", ""))[1], 14, width)
-        lines += _row("", shown, 14, width)
+    for group, names in options.items():
+        lines += _row(group, CHOICES[group][1] if group in CHOICES else "a file that pins a whole run", 14, width)
+        there = [name for name in names if f"{group}={name}" not in broken]
+        lines += _row("", ", ".join(f"{name}*" if name == choices.get(group) else name for name in there), 14, width)
     if broken:
-        lines += ["", "Not listed, as no run can take them"]
+        lines += ["", "Not listed, because no run can take them"]
         for option, why in broken.items():
             lines += _row(option, why, 14, width)
 
-    lines += ["", "Options, KEY=VALUE"]
-    for key, (value, meaning) in _top(folders[0] / "config.yaml").items():
-        lines += _row(f"{key}={value}", meaning, 34, width)
-    for group in groups:
-        files = (folder / group / f"{choices.get(group)}.yaml" for folder in folders)
-        path = next((file for file in files if file.is_file()), None)
-        options_of_group = {} if path is None else _options(path)
-        options_of_group.pop("name", None)
-        if path is None or not options_of_group:
+    lines += ["", "Options, KEY=VALUE", *_row("circuit=null", ABOUT_CIRCUIT, 34, width)]
+    for group in GROUPS:
+        settings = getattr(chosen, group)
+        if settings is None:
             continue
-        comment = re.match(r"# (?!@)(.*)", path.read_text(encoding="utf-8"))
-        title = f"{group}={choices[group]}" + (f": {comment[1]}" if comment else "")
+        told = [(key, known.option.about) for key, known in known_options(type(settings)).items() if key != "name"]
+        if not told:
+            continue
+        values = as_mapping(settings)
+        title = f"{group}={choices[group]}: {titles[group]}" if group in choices else group
         lines += ["", *textwrap.wrap(title, width)]
-        for key, (value, meaning) in options_of_group.items():
-            lines += _row(f"{group}.{key}={value}", meaning, 34, width)
-    return "\n".join([*lines, "", f"The files these come from: {folders[0]}"])
+        for key, about in told:
+            lines += _row(f"{group}.{key}={shown(values[key])}", about, 34, width)
+    return "\n".join([*lines, "", f"The files these come from: {folder}"])
 
 
 def _row(left: str, right: str, column: int, width: int) -> list[str]:
@@ -105,21 +107,3 @@ def _row(left: str, right: str, column: int, width: int) -> list[str]:
     if len(left) + 3 > column:
         return [f"  {left}", *(" " * column + line for line in rest)]
     return [f"  {left}".ljust(column) + rest[0], *(" " * column + line for line in rest[1:])]
-
-
-def _top(path: Path) -> dict[str, tuple[str, str]]:
-    """The options that are in no group's file: top-level keys of the main file, and those of its sections."""
-    blocks = path.read_text(encoding="utf-8").split("\n\n")
-    own = "\n".join(block for block in blocks if not block.startswith(("#", "hydra:")))  # neither defaults nor Hydra's
-    found, section = {}, ""
-    for indent, key, value, comment in re.findall(r"^( *)(\w+):(?: ([^#\n]*?))? *(?:# *(.*))?$", own, re.MULTILINE):
-        section = section if indent else f"{key}."
-        if value:
-            found[f"{section}{key}" if indent else key] = (value, comment)
-    return found
-
-
-def _options(path: Path) -> dict[str, tuple[str, str]]:
-    """Key → (value, comment) of every `key: value # comment` line of a YAML file."""
-    lines = re.findall(r"^(?: *- )?(\w+): ([^#\n]*?) *(?:# *(.*))?$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {key: (value, comment) for key, value, comment in lines}

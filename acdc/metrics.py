@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from acdc.errors import ConfigError, TaskError
+from acdc.doors import Door
+from acdc.errors import TaskError
+from acdc.settings import Settings
 
-METRICS = ("logit_diff", "kl_div", "prob_diff", "l2", "nll")
-LARGER_IS_BETTER = {"logit_diff": True, "prob_diff": True, "kl_div": False, "l2": False, "nll": False}
 ROUNDING = 1e-6  # of a metric, as a share of its size: what differs by less is the same
-_NEEDS_ANSWERS = ("logit_diff", "prob_diff", "nll")
-_NEEDS_WRONG = ("logit_diff", "prob_diff")
 
 
 @dataclass(frozen=True)
 class Readouts:
-    """Where and against what the metric reads: one row a (pair, position).
+    """Where and against what the metric reads: one readout a row (of the batch) and position.
 
-    `pair`, `position`: `row`. `weight`: `row`, summing to 1 (the mean over pairs of the mean over a pair's positions
-    and corrupted partners); in float64 whatever the model's precision, for 1/50 in float32 is off by 2e-8. `answers`,
-    `wrong_answers`: `row answer`, token ids padded with -1.
+    Attributes
+    ----------
+    pair : the row of the batch, `readout`.
+    position : the position in it, `readout`.
+    weight : `readout`, summing to 1: the mean over pairs of the mean over a pair's positions, partners and draws. In
+        float64 whatever the model's precision, for 1/50 in float32 is off by 2e-8.
+    answers, wrong_answers : token ids, `readout answer`, padded with -1.
     """
 
     pair: Tensor
@@ -39,41 +43,163 @@ class Readouts:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A metric tied to its readouts.
+class Metric(Settings, ABC):
+    """A metric: its options are fields, and `values` measures.
 
-    `reference`: the full model's logits at the readouts, `row vocabulary` (for kl_div and l2). `columns`: the only
-    logits the metric needs, or None for all; `values` then expects logits of those columns.
+    Attributes
+    ----------
+    larger_is_better : which way is better.
+    needs : which of `answers` and `wrong_answers` every pair has to have.
+    compares_with_model : whether it is a distance to the full model's logits. Such a metric has its least value, and no
+        slope, at the full model.
+    reads_answers_only : whether it reads no logits but those of the answers and wrong answers, so that only those have
+        to be computed.
     """
 
-    name: str
+    GROUP: ClassVar[str] = "metric"
+    larger_is_better: ClassVar[bool]
+    needs: ClassVar[tuple[str, ...]] = ()
+    compares_with_model: ClassVar[bool] = False
+    reads_answers_only: ClassVar[bool] = False
+
+    name: str = ""
+
+    @abstractmethod
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        """The metric at each readout, in its own direction.
+
+        Parameters
+        ----------
+        logits : `... readout vocabulary`, in float32 at least.
+        readouts : the answers at each readout.
+        reference : the full model's logits, `readout vocabulary`; None unless `compares_with_model`.
+
+        Returns
+        -------
+        Tensor
+            `... readout`.
+        """
+
+
+@dataclass(frozen=True)
+class LogitDiff(Metric):
+    """mean(answer logits) − mean(wrong answer logits); larger is better. Needs answers and wrong answers."""
+
+    larger_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+    reads_answers_only: ClassVar[bool] = True
+
+    name: str = "logit_diff"
+
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        right, wrong = (
+            total_at(logits, ids) / (ids >= 0).sum(-1) for ids in (readouts.answers, readouts.wrong_answers)
+        )
+        return right - wrong
+
+
+@dataclass(frozen=True)
+class KLDivergence(Metric):
+    """KL(model ‖ circuit) of the next token's distribution, in nats; smaller is better. Needs no answers."""
+
+    larger_is_better: ClassVar[bool] = False
+    compares_with_model: ClassVar[bool] = True
+
+    name: str = "kl_div"
+
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        assert reference is not None
+        model, ours = at_least_single(reference).log_softmax(-1), logits.log_softmax(-1)
+        return (model.exp() * (model - ours)).sum(-1)
+
+
+@dataclass(frozen=True)
+class ProbDiff(Metric):
+    """Σ P(answers) − Σ P(wrong answers); larger is better. Needs answers and wrong answers."""
+
+    larger_is_better: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+
+    name: str = "prob_diff"
+
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        p = logits.softmax(-1)
+        return total_at(p, readouts.answers) - total_at(p, readouts.wrong_answers)
+
+
+@dataclass(frozen=True)
+class SquaredDistance(Metric):
+    """Mean squared difference to the full model's logits; smaller is better. Needs no answers."""
+
+    larger_is_better: ClassVar[bool] = False
+    compares_with_model: ClassVar[bool] = True
+
+    name: str = "l2"
+
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        assert reference is not None
+        return (logits - reference).square().mean(-1)
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood(Metric):
+    """−log Σ P(answers), in nats; smaller is better. Needs answers."""
+
+    larger_is_better: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("answers",)
+
+    name: str = "nll"
+
+    def values(self, logits: Tensor, readouts: Readouts, reference: Tensor | None) -> Tensor:
+        log_p, ids = logits.log_softmax(-1), readouts.answers
+        chosen = log_p.gather(-1, ids.clamp_min(0).expand(*log_p.shape[:-1], -1))
+        return -chosen.masked_fill(ids < 0, float("-inf")).logsumexp(-1)
+
+
+METRICS: Door[Metric] = Door(
+    base=Metric,  # type: ignore[type-abstract]
+    built_in={
+        "logit_diff": "acdc.metrics:LogitDiff",
+        "kl_div": "acdc.metrics:KLDivergence",
+        "prob_diff": "acdc.metrics:ProbDiff",
+        "l2": "acdc.metrics:SquaredDistance",
+        "nll": "acdc.metrics:NegativeLogLikelihood",
+    },
+    entry_points="acdc.metrics",
+    what="a metric",
+)
+
+
+@dataclass(frozen=True)
+class BoundMetric:
+    """A metric together with its readouts.
+
+    Attributes
+    ----------
+    reference : the full model's logits at the readouts, `readout vocabulary`, for a metric that compares with them.
+    columns : the only logits that the metric reads, or None for all; `values` then takes logits of those columns.
+    """
+
+    metric: Metric
     readouts: Readouts
     reference: Tensor | None = None
     columns: Tensor | None = None
 
     @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
     def larger_is_better(self) -> bool:
-        return LARGER_IS_BETTER[self.name]
+        return self.metric.larger_is_better
 
     def values(self, logits: Tensor) -> Tensor:
-        """The metric per readout: `... row column` → `... row`, in the metric's own direction and at least float32."""
-        logits = at_least_single(logits)
-        if self.name == "kl_div":
-            assert self.reference is not None
-            reference, ours = at_least_single(self.reference).log_softmax(-1), logits.log_softmax(-1)
-            return (reference.exp() * (reference - ours)).sum(-1)
-        if self.name == "l2":
-            assert self.reference is not None
-            return (logits - self.reference).square().mean(-1)
-        if self.name == "logit_diff":
-            return self._gather(logits, "answers", mean=True) - self._gather(logits, "wrong_answers", mean=True)
-        if self.name == "prob_diff":
-            p = logits.softmax(-1)
-            return self._gather(p, "answers") - self._gather(p, "wrong_answers")
-        log_p = logits.log_softmax(-1)
-        ids = self._ids("answers")
-        chosen = log_p.gather(-1, ids.clamp_min(0).expand(*log_p.shape[:-1], -1))
-        return -chosen.masked_fill(ids < 0, float("-inf")).logsumexp(-1)
+        """The metric at each readout: `... readout column` → `... readout`, in the metric's own direction."""
+        readouts = self.readouts
+        if self.columns is not None:
+            answers, wrong = (self._columns_of(ids) for ids in (readouts.answers, readouts.wrong_answers))
+            readouts = replace(readouts, answers=answers, wrong_answers=wrong)
+        return self.metric.values(at_least_single(logits), readouts, self.reference)
 
     def value(self, logits: Tensor) -> Tensor:
         """The metric over all pairs, `...`, in float64."""
@@ -94,7 +220,7 @@ class Metric:
         """The metric of a loss, or the loss of a metric: the same change of sign."""
         return -loss if self.larger_is_better else loss
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Metric:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> BoundMetric:
         return replace(
             self,
             readouts=self.readouts.to(device),
@@ -102,18 +228,16 @@ class Metric:
             columns=None if self.columns is None else self.columns.to(device),
         )
 
-    def _ids(self, which: str) -> Tensor:
-        """Answer ids as indices into the logits' last axis, -1 where there is none."""
-        ids: Tensor = getattr(self.readouts, which)
-        if self.columns is None:
-            return ids
+    def _columns_of(self, ids: Tensor) -> Tensor:
+        """Token ids as indices into `columns`, -1 where there is none."""
+        assert self.columns is not None
         return torch.searchsorted(self.columns, ids.clamp_min(0)).masked_fill(ids < 0, -1)
 
-    def _gather(self, scores: Tensor, which: str, mean: bool = False) -> Tensor:
-        ids = self._ids(which)
-        chosen = scores.gather(-1, ids.clamp_min(0).expand(*scores.shape[:-1], -1))
-        total = chosen.masked_fill(ids < 0, 0).sum(-1)
-        return total / (ids >= 0).sum(-1) if mean else total
+
+def total_at(scores: Tensor, ids: Tensor) -> Tensor:
+    """The sum of some tokens' scores at each readout, `... readout vocabulary` → `... readout`; ids are -1 for none."""
+    chosen = scores.gather(-1, ids.clamp_min(0).expand(*scores.shape[:-1], -1))
+    return chosen.masked_fill(ids < 0, 0).sum(-1)
 
 
 def at_least_single(logits: Tensor) -> Tensor:
@@ -121,27 +245,26 @@ def at_least_single(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def make_metric(name: str, readouts: Readouts, reference: Tensor) -> Metric:
-    """A metric for these readouts.
+def bind(metric: Metric, readouts: Readouts, reference: Tensor) -> BoundMetric:
+    """A metric with these readouts.
 
     Parameters
     ----------
-    reference: the full model's logits at the readouts, `row vocabulary`.
+    reference : the full model's logits at the readouts, `readout vocabulary`.
 
     Raises
     ------
-    ConfigError: no metric of that name. TaskError: the metric compares answers that the pairs do not have.
+    TaskError
+        The metric compares answers that the pairs do not have.
     """
-    if name not in METRICS:
-        raise ConfigError(f"metric={name} is not known: choose one of {', '.join(METRICS)}")
-    for which, needing in (("answers", _NEEDS_ANSWERS), ("wrong_answers", _NEEDS_WRONG)):
-        if name in needing and bool((getattr(readouts, which) < 0).all(-1).any()):
-            raise TaskError(f"metric={name} needs {which} in every pair: give them, or choose kl_div or l2")
+    for which in metric.needs:
+        if bool((getattr(readouts, which) < 0).all(-1).any()):
+            raise TaskError(f"metric={metric.name} needs {which} in every pair: give them, or choose kl_div or l2")
     columns = None
-    if name == "logit_diff":
+    if metric.reads_answers_only:
         ids = torch.cat((readouts.answers, readouts.wrong_answers), -1)
         columns = ids[ids >= 0].unique(sorted=True)
-    return Metric(name, readouts, reference if name in ("kl_div", "l2") else None, columns)
+    return BoundMetric(metric, readouts, reference if metric.compares_with_model else None, columns)
 
 
 def recovery(value: float, clean: float, corrupted: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pandas import DataFrame
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.table import Column
 from acdc.discovery.base import Decision, Observer
 from acdc.errors import ConfigError, RunError
 from acdc.graph import Graph
+from acdc.settings import Settings, option
 
 log = logging.getLogger(__name__)
 MODES = ("online", "offline", "disabled")
@@ -38,32 +39,29 @@ _OLD_MODES = {"run": "online", "dryrun": "offline"}  # W&B's names of old
 
 
 @dataclass(frozen=True)
-class TrackerSettings:
-    """Where a run is tracked.
+class TrackerSettings(Settings):
+    """Weights & Biases: configuration, a point per tested edge, summary, the picture, the circuit as an artifact."""
 
-    Attributes
-    ----------
-    name: `none` or `wandb`. The rest is for wandb: mode: `online`, `offline` or `disabled`. project, entity, group,
-    tags, run_name: as W&B has them. every: one point per so many tested edges. What is None is W&B's environment
-    variable of that meaning or, where that is not set either, a default (`really`).
-    """
+    GROUP: ClassVar[str] = "tracker"
 
-    name: str = "none"
-    mode: str | None = None
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] | None = None
-    run_name: str | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.name not in ("none", "wandb"):
-            raise ConfigError(f"tracker={self.name} is not known: choose none or wandb")
-        if self.mode is not None and self.mode not in MODES:
-            raise ConfigError(f"tracker.mode={self.mode} is not known: choose one of {', '.join(MODES)}")
-        if self.every < 1:
-            raise ConfigError(f"tracker.every={self.every} is not allowed: give 1 or more")
+    name: str = option("none", "none or wandb", ("none", "wandb"))
+    mode: str | None = option(
+        None,
+        "online, offline (nothing leaves the machine; `wandb sync` later) or disabled; null: WANDB_MODE, or online",
+        MODES,
+    )
+    project: str | None = option(None, "where the run is listed; null: WANDB_PROJECT, or acdc")
+    entity: str | None = option(None, "a user or team; null: WANDB_ENTITY, or your own")
+    group: str | None = option(
+        None,
+        "a name that keeps runs together; null: WANDB_RUN_GROUP, or in a sweep its folder's name",
+    )
+    tags: list[str] | None = option(
+        None,
+        "words to find the run by: [paper, seed0]; null: WANDB_TAGS, or in a sweep its task, model and method",
+    )
+    run_name: str | None = option(None, "null: WANDB_NAME, or in a sweep the run's own settings, or what W&B chooses")
+    every: int = option(1, "one point per so many tested edges", least=1)
 
     def really(self, **defaults: Any) -> TrackerSettings:
         """These settings with every None filled: by W&B's environment variable, `defaults`, or the usual value.

@@ -32,9 +32,10 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-import acdc.tasks
 from acdc.files import write_atomically, write_json
 from acdc.model.load import POCKET
+from acdc.settings import options
+from acdc.tasks import TASKS
 from acdc.tasks.base import Task, TokenizedPair, Tokenizer, tokenize_pairs
 
 PATTERN = r"\d{2}|\w+|[^\w\s]"  # two digits, a word, or one punctuation mark; spaces only separate
@@ -114,7 +115,7 @@ def build_vocabulary() -> dict[str, int]:
             continue
         tokenizer = Tokenizer(splitter, 1 << 20)  # type: ignore[arg-type]
         for variant in recipe.variants:
-            for corruption in acdc.tasks.load(name).CORRUPTIONS:
+            for corruption in options(TASKS.load(name))["corruption"].option.choices:
                 task = _build(name, tokenizer, size=1000, seed=0, corruption=corruption, **variant)
                 tokenize_pairs(task.pairs, tokenizer)
     words = sorted(set(splitter.ids) - {UNKNOWN})
@@ -122,9 +123,7 @@ def build_vocabulary() -> dict[str, int]:
 
 
 def _build(name: str, tokenizer: Tokenizer, **settings: Any) -> Task:
-    module = acdc.tasks.load(name)
-    task: Task = module.build(module.Settings(**settings), tokenizer)
-    return task
+    return TASKS.chosen(name, settings).build(tokenizer)
 
 
 def is_held_out(name: str, pair: TokenizedPair) -> bool:

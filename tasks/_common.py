@@ -1,8 +1,8 @@
-"""What the language tasks share: checked settings, filled templates, distinct pairs, first names."""
+"""What the language tasks share: filled templates, distinct pairs, first names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from string import Formatter
 
@@ -24,21 +24,6 @@ FEMALE_NAMES = words_of(
     "Mary Linda Susan Jessica Sarah Karen Nancy Lisa Emily Michelle Laura Anna Rachel Emma Julia Alice Jane Kate Lucy"
     " Lily"
 )
-
-
-def check_choice(option: str, value: object, allowed: Sequence[object]) -> None:
-    """ConfigError unless the value of `task.<option>` is one of the allowed ones."""
-    if value not in allowed:
-        raise ConfigError(f"task.{option}={value} is not known: choose one of {', '.join(map(str, allowed))}")
-
-
-def check_settings(settings: TaskSettings, corruptions: Sequence[str]) -> None:
-    """ConfigError unless the size is positive and the corruption one of the task's."""
-    if not isinstance(settings.size, int) or settings.size < 1:
-        raise ConfigError(f"task.size={settings.size} is not a number of pairs: give 1 or more")
-    check_choice("corruption", settings.corruption, corruptions)
-    if settings.partners < 1:
-        raise ConfigError(f"task.partners={settings.partners} is not a number of corrupted prompts: give 1 or more")
 
 
 def partners(settings: TaskSettings, first: Prompt, draw: Callable[[], Prompt]) -> Prompt | list[Prompt]:

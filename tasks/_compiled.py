@@ -9,7 +9,8 @@ from functools import partial
 from itertools import product
 from typing import TypeVar
 
-from acdc.tasks._common import check_choice, check_settings, partners
+from acdc.settings import option
+from acdc.tasks._common import partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 T = TypeVar("T")
@@ -41,16 +42,15 @@ N_GATE_TOKENS = 4
 
 @dataclass(frozen=True)
 class GateSettings(TaskSettings):
-    """`inputs`: `ones`, only the clean input A=1 B=1; `all`, all four."""
+    """A logic gate."""
 
-    corruption: str = "opposite"
-    inputs: str = "ones"
+    corruption: str = option("opposite", "opposite: both bits flipped; resample: another input", GATE_CORRUPTIONS)
+    prepend_bos: bool | None = option(None, "stays null: the prompts are token ids, and the model has no tokenizer")
+    inputs: str = option("ones", "clean inputs, ones: only A=1 B=1; all: all four", GATE_INPUTS)
 
 
 def gate_task(settings: GateSettings, tokenizer: Tokenizer, gate: Callable[[int, int], int]) -> Task:
     """The task of a gate: every clean input with every corrupted one that the settings allow, or one pair with some."""
-    check_settings(settings, GATE_CORRUPTIONS)
-    check_choice("inputs", settings.inputs, GATE_INPUTS)
     notes: list[str] = []
     check_model(settings.name, N_GATE_TOKENS, tokenizer, notes)
     inputs = list(product((0, 1), repeat=2))

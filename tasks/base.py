@@ -1,53 +1,68 @@
 """What a task is: pairs of prompts, where the metric reads and what it compares. No torch, no model: only a tokenizer.
 
-A task file holds a `Settings` dataclass (the fields of its YAML in `conf/task/`) and
-`build(settings, tokenizer) -> Task`. Pairs are text or token ids; `tokenize_pairs` turns them into ids and refuses,
-with the place of the offending pair, what no metric could use.
+A task is a class that extends `TaskSettings`: its fields are its options, and `build` makes its pairs. Pairs are text
+or token ids; `tokenize_pairs` turns them into ids and refuses, with the place of the offending pair, what no metric
+could use.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from acdc.errors import TaskError
+from acdc.settings import Settings, option
 
 Prompt = str | list[int]
 Answer = str | int
+CHECKS = ("error", "warn", "off")
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """What every task can be told.
+class TaskSettings(Settings, ABC):
+    """A task: its options are fields, and `build` makes its pairs.
 
     Attributes
     ----------
-    name: the task's file in `tasks/`.
-    size: number of pairs.
-    seed: of the generator; the same seed gives the same pairs.
-    corruption: how the corrupted prompt is made; each task lists its own.
-    partners: corrupted prompts of each clean one; metrics average over them.
-    prepend_bos: True or False overrides the tokenizer's own habit; None follows it.
-    check: what happens when the pairs look unsuitable for the model: `error`, `warn` or `off`. Pairs that cannot be
-        used at all (unequal lengths, an answer of two tokens) always stop the run.
-    filter: which pairs are kept, one or several of `acdc.evaluation.pair_filter.FILTERS`; empty keeps all.
-    frequencies: a JSON file of counts, token to count, by which the check ranks swapped tokens; None takes the counts
-        that the bundled model has of its own, and the order of the tokenizer's vocabulary for any other.
+    own_model : the model that the task needs; None fits any model.
+    from_file : whether the pairs are those of a file, so that no seed makes others.
     """
 
+    GROUP: ClassVar[str] = "task"
+    own_model: ClassVar[str | None] = None
+    from_file: ClassVar[bool] = False
+
     name: str = ""
-    size: int = 32
-    seed: int = 0
-    corruption: str = ""
-    partners: int = 1
-    prepend_bos: bool | None = None
-    check: str = "warn"
-    filter: list[str] | str = field(default_factory=list)
-    frequencies: str | None = None
+    size: int = option(32, "number of pairs", least=1)
+    seed: int = option(0, "the same seed gives the same pairs")
+    corruption: str = option("", "how the corrupted prompt is made")
+    partners: int = option(1, "corrupted prompts of each clean one; metrics average over them", least=1)
+    prepend_bos: bool | None = option(
+        None, "null: the tokenizer's own habit; true: BOS in front; false: no special token"
+    )
+    check: str = option("warn", "pairs that look unsuitable for the model: error, warn or off", CHECKS)
+    filter: list[str] | str = option([], "keep good pairs only, such as [correct,minimal:2]; acdc job=check lists them")
+    frequencies: str | None = option(
+        None,
+        "a JSON file of counts, {token: count}; null: those of the bundled model, or the tokenizer's order",
+    )
+
+    @abstractmethod
+    def build(self, tokenizer: Tokenizer) -> Task:
+        """The pairs, and what a run needs to know about them.
+
+        Raises
+        ------
+        ConfigError
+            An option that does not fit.
+        TaskError
+            The tokenizer lacks words that the task needs.
+        """
 
 
 @dataclass
@@ -85,6 +100,7 @@ class Task:
     thresholds: ACDC's threshold per metric, used unless one is given; the task's docstring says where it is from.
     notes: what the user should hear (a name left out because it is not one token, say).
     model: the model the task needs, where it needs its own.
+    title: a line that says what the task is about, for pictures and reports; empty for none.
     """
 
     name: str
@@ -93,6 +109,7 @@ class Task:
     thresholds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     model: str | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners, words_of
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("random", "random_answer", "random_doc")
@@ -40,61 +41,62 @@ WORDS = words_of(
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`documented`: how many arguments are documented before the one asked for; 1 to 3."""
+class Docstring(TaskSettings):
+    """Docstring: the next argument of a Python function in its documentation"""
 
     name: str = "docstring"
-    corruption: str = "random"
-    documented: int = 2
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("documented", settings.documented, (1, 2, 3))
-    notes: list[str] = []
-    functions = tokenizer.words(FUNCTIONS, "function names", notes, at_least=1)
-    arguments = tokenizer.words(ARGUMENTS, "argument names", notes, at_least=12)
-    descriptions = tokenizer.words(WORDS, "words", notes, at_least=9)
-    rng = random.Random(settings.seed)
-    documented, asked = LETTERS[: settings.documented], LETTERS[settings.documented]
-    template = _template(documented, asked)
-    in_definition, in_docstring = [f"{x}_def" for x in documented + asked], [f"{x}_doc" for x in documented]
-    corrupted_slots = {
-        "random": in_definition + in_docstring,
-        "random_answer": [f"{asked}_def"],
-        "random_doc": in_docstring,
-    }[settings.corruption]
-
-    def draw() -> Pair:
-        names = rng.sample(arguments, 12)
-        words = dict(zip((*in_definition, "rest"), names, strict=False))
-        words |= {slot: words[slot.replace("doc", "def")] for slot in in_docstring}
-        others = dict(zip(corrupted_slots, names[len(in_definition) + 1 :], strict=False))
-        words |= {f"w{i}": word for i, word in enumerate(rng.sample(descriptions, 9))}
-        words["function"] = rng.choice(functions)
-        clean = fill(template, words)
-        unused = [name for name in arguments if name not in words.values()]
-
-        def another() -> str:
-            names = rng.sample(unused, len(corrupted_slots))
-            return fill(template, words | dict(zip(corrupted_slots, names, strict=True))).text
-
-        at = {slot: clean.last(slot, tokenizer) for slot in in_definition + in_docstring}
-        return Pair(
-            clean.text,
-            partners(settings, fill(template, words | others).text, another),
-            answers=[f" {words[f'{asked}_def']}"],
-            wrong_answers=[f" {words[slot]}" for slot in (*in_definition[:-1], "rest")],
-            labels={**at, "B_def+1": at["B_def"] + 1, "end": -1},
-        )
-
-    return Task(
-        "docstring",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option(
+        "random",
+        "random: other names everywhere; random_answer: another answer; random_doc: other names in the docstring",
+        CORRUPTIONS,
     )
+    documented: int = option(2, "arguments documented before the one asked for: 1 to 3", (1, 2, 3))
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        functions = tokenizer.words(FUNCTIONS, "function names", notes, at_least=1)
+        arguments = tokenizer.words(ARGUMENTS, "argument names", notes, at_least=12)
+        descriptions = tokenizer.words(WORDS, "words", notes, at_least=9)
+        rng = random.Random(self.seed)
+        documented, asked = LETTERS[: self.documented], LETTERS[self.documented]
+        template = _template(documented, asked)
+        in_definition, in_docstring = [f"{x}_def" for x in documented + asked], [f"{x}_doc" for x in documented]
+        corrupted_slots = {
+            "random": in_definition + in_docstring,
+            "random_answer": [f"{asked}_def"],
+            "random_doc": in_docstring,
+        }[self.corruption]
+
+        def draw() -> Pair:
+            names = rng.sample(arguments, 12)
+            words = dict(zip((*in_definition, "rest"), names, strict=False))
+            words |= {slot: words[slot.replace("doc", "def")] for slot in in_docstring}
+            others = dict(zip(corrupted_slots, names[len(in_definition) + 1 :], strict=False))
+            words |= {f"w{i}": word for i, word in enumerate(rng.sample(descriptions, 9))}
+            words["function"] = rng.choice(functions)
+            clean = fill(template, words)
+            unused = [name for name in arguments if name not in words.values()]
+
+            def another() -> str:
+                names = rng.sample(unused, len(corrupted_slots))
+                return fill(template, words | dict(zip(corrupted_slots, names, strict=True))).text
+
+            at = {slot: clean.last(slot, tokenizer) for slot in in_definition + in_docstring}
+            return Pair(
+                clean.text,
+                partners(self, fill(template, words | others).text, another),
+                answers=[f" {words[f'{asked}_def']}"],
+                wrong_answers=[f" {words[slot]}" for slot in (*in_definition[:-1], "rest")],
+                labels={**at, "B_def+1": at["B_def"] + 1, "end": -1},
+            )
+
+        return Task(
+            "docstring",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.01},
+            notes=notes,
+        )
 
 
 def _template(documented: str, asked: str) -> str:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_settings, distinct_pairs, fill, partners, words_of
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("other_subject", "neutral")
@@ -42,49 +43,53 @@ CAPITALS = dict(zip(COUNTRIES, CITIES, strict=True))
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
+class FactualRecall(TaskSettings):
+    """Factual recall: "The capital of France is the city of" → Paris"""
+
     name: str = "factual_recall"
-    corruption: str = "other_subject"
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    notes: list[str] = []
-    cities = set(tokenizer.words(list(CAPITALS.values()), "capitals", notes))
-    countries = tokenizer.words([c for c, city in CAPITALS.items() if city in cities], "countries", notes)
-    neutral = tokenizer.words(NEUTRAL, "neutral words", notes, at_least=1) if settings.corruption == "neutral" else []
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair:
-        template = rng.choice(TEMPLATES)
-        country, other = rng.sample(countries, 2)
-        others = [other]  # of whom the wrong answers are the capitals
-        clean = fill(template, {"country": country})
-
-        def with_subject(subject: str) -> str:
-            return fill(template, {"country": subject}).text
-
-        def another() -> str:
-            if neutral:
-                return with_subject(rng.choice(neutral))
-            others.append(rng.choice([c for c in countries if c not in (country, *others)] or others))
-            return with_subject(others[-1])
-
-        corrupted = partners(settings, with_subject(rng.choice(neutral) if neutral else other), another)
-        subject = clean.span("country", tokenizer)
-        return Pair(
-            clean.text,
-            corrupted,
-            answers=[f" {CAPITALS[country]}"],
-            wrong_answers=[f" {CAPITALS[c]}" for c in others],
-            subject=subject,
-            labels={"subject": subject, "end": -1},
-        )
-
-    return Task(
-        "factual_recall",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option(
+        "other_subject",
+        "other_subject: another country; neutral: a word that is no country",
+        CORRUPTIONS,
     )
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        cities = set(tokenizer.words(list(CAPITALS.values()), "capitals", notes))
+        countries = tokenizer.words([c for c, city in CAPITALS.items() if city in cities], "countries", notes)
+        neutral = tokenizer.words(NEUTRAL, "neutral words", notes, at_least=1) if self.corruption == "neutral" else []
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair:
+            template = rng.choice(TEMPLATES)
+            country, other = rng.sample(countries, 2)
+            others = [other]  # of whom the wrong answers are the capitals
+            clean = fill(template, {"country": country})
+
+            def with_subject(subject: str) -> str:
+                return fill(template, {"country": subject}).text
+
+            def another() -> str:
+                if neutral:
+                    return with_subject(rng.choice(neutral))
+                others.append(rng.choice([c for c in countries if c not in (country, *others)] or others))
+                return with_subject(others[-1])
+
+            corrupted = partners(self, with_subject(rng.choice(neutral) if neutral else other), another)
+            subject = clean.span("country", tokenizer)
+            return Pair(
+                clean.text,
+                corrupted,
+                answers=[f" {CAPITALS[country]}"],
+                wrong_answers=[f" {CAPITALS[c]}" for c in others],
+                subject=subject,
+                labels={"subject": subject, "end": -1},
+            )
+
+        return Task(
+            "factual_recall",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.01},
+            notes=notes,
+        )

@@ -16,19 +16,21 @@ The metric is L2 and the threshold that of the tracr tasks; the original has an 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from acdc.settings import option
 from acdc.tasks._compiled import GateSettings, gate_task
 from acdc.tasks.base import Task, Tokenizer
 
-MODEL = "gate_and"
-
 
 @dataclass(frozen=True)
-class Settings(GateSettings):
-    """`inputs`: `ones`, only the clean input A=1 B=1; `all`, all four. `size`: at most so many pairs."""
+class GateAnd(GateSettings):
+    """An AND gate of two heads: A=1 B=1 → true"""
+
+    own_model: ClassVar[str | None] = "gate_and"
 
     name: str = "gate_and"
+    size: int = option(32, "number of pairs, at most; there are 1 to 12")
 
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    return gate_task(settings, tokenizer, lambda a, b: a & b)
+    def build(self, tokenizer: Tokenizer) -> Task:
+        return gate_task(self, tokenizer, lambda a, b: a & b)

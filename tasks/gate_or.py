@@ -17,19 +17,21 @@ tasks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from acdc.settings import option
 from acdc.tasks._compiled import GateSettings, gate_task
 from acdc.tasks.base import Task, Tokenizer
 
-MODEL = "gate_or"
-
 
 @dataclass(frozen=True)
-class Settings(GateSettings):
-    """`inputs`: `ones`, only the clean input A=1 B=1; `all`, all four. `size`: at most so many pairs."""
+class GateOr(GateSettings):
+    """An OR gate of two heads: A=1 B=1 → true"""
+
+    own_model: ClassVar[str | None] = "gate_or"
 
     name: str = "gate_or"
+    size: int = option(32, "number of pairs, at most; there are 1 to 12")
 
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    return gate_task(settings, tokenizer, lambda a, b: a | b)
+    def build(self, tokenizer: Tokenizer) -> Task:
+        return gate_task(self, tokenizer, lambda a, b: a | b)

@@ -19,7 +19,8 @@ import random
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES, check_choice, check_settings, distinct_pairs, fill, partners
+from acdc.settings import option
+from acdc.tasks._common import FEMALE_NAMES, MALE_NAMES, distinct_pairs, fill, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("opposite", "neutral")
@@ -59,54 +60,55 @@ NEUTRAL = {
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`family`: the templates; friend, story, or auto for those that fit the tokenizer."""
+class GenderedPronoun(TaskSettings):
+    """Gendered pronoun: "So Mary is a really great friend, isn't" → she"""
 
     name: str = "gendered_pronoun"
-    corruption: str = "opposite"
-    family: str = "auto"
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("family", settings.family, ("auto", *FAMILIES))
-    family = _fitting_family(tokenizer) if settings.family == "auto" else settings.family
-    names, notes = _names(tokenizer)
-    neutral = {
-        "name": _same_length(NEUTRAL["name"], names["female"][0], tokenizer),
-        "child": _same_length(NEUTRAL["child"], CHILDREN["female"], tokenizer),
-    }
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair:
-        gender, other = rng.sample(list(PRONOUNS), 2)
-        template = rng.choice(FAMILIES[family])
-        words = {slot: rng.choice(choices) for slot, choices in SLOTS[family].items()}
-        clean = fill(template, words | {"name": rng.choice(names[gender]), "child": CHILDREN[gender]})
-
-        def corrupted() -> str:
-            opposite = settings.corruption == "opposite"
-            replaced = {"name": rng.choice(names[other]), "child": CHILDREN[other]} if opposite else neutral
-            return fill(template, words | replaced).text
-
-        prompts = partners(settings, corrupted(), corrupted)
-        answer, wrong = (
-            f" {PRONOUNS[g].capitalize() if template.endswith('.') else PRONOUNS[g]}" for g in (gender, other)
-        )
-        name = clean.span("name", tokenizer)
-        labels: dict[str, int | list[int]] = {"name": name, "end": -1}
-        for slot in ("role", "child"):
-            if slot in clean.places:
-                labels[slot] = clean.span(slot, tokenizer)
-        return Pair(clean.text, prompts, [answer], [wrong], subject=name, labels=labels)
-
-    return Task(
-        "gendered_pronoun",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option("opposite", "opposite: a name of the other gender; neutral: a word of none", CORRUPTIONS)
+    family: str = option(
+        "auto",
+        "templates: friend, story, or auto for the first that fits the tokenizer",
+        ("auto", *FAMILIES),
     )
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        family = _fitting_family(tokenizer) if self.family == "auto" else self.family
+        names, notes = _names(tokenizer)
+        neutral = {
+            "name": _same_length(NEUTRAL["name"], names["female"][0], tokenizer),
+            "child": _same_length(NEUTRAL["child"], CHILDREN["female"], tokenizer),
+        }
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair:
+            gender, other = rng.sample(list(PRONOUNS), 2)
+            template = rng.choice(FAMILIES[family])
+            words = {slot: rng.choice(choices) for slot, choices in SLOTS[family].items()}
+            clean = fill(template, words | {"name": rng.choice(names[gender]), "child": CHILDREN[gender]})
+
+            def corrupted() -> str:
+                opposite = self.corruption == "opposite"
+                replaced = {"name": rng.choice(names[other]), "child": CHILDREN[other]} if opposite else neutral
+                return fill(template, words | replaced).text
+
+            prompts = partners(self, corrupted(), corrupted)
+            answer, wrong = (
+                f" {PRONOUNS[g].capitalize() if template.endswith('.') else PRONOUNS[g]}" for g in (gender, other)
+            )
+            name = clean.span("name", tokenizer)
+            labels: dict[str, int | list[int]] = {"name": name, "end": -1}
+            for slot in ("role", "child"):
+                if slot in clean.places:
+                    labels[slot] = clean.span(slot, tokenizer)
+            return Pair(clean.text, prompts, [answer], [wrong], subject=name, labels=labels)
+
+        return Task(
+            "gendered_pronoun",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.01},
+            notes=notes,
+        )
 
 
 def _length(word: str, tokenizer: Tokenizer) -> int:

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners, words_of
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("01", "random_earlier")
@@ -39,68 +40,70 @@ NOUNS = words_of(
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`century`: first two digits of the years, 11 to 18; None for all whose years are two tokens.
-
-    `template`: one template by its number, 0 is Hanna et al.'s; None for all.
-    """
+class GreaterThan(TaskSettings):
+    """Greater-than: "The war lasted from the year 1741 to the year 17" → 42 … 99"""
 
     name: str = "greater_than"
-    corruption: str = "01"
-    century: int | None = None
-    template: int | None = 0
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("century", settings.century, (None, *map(int, CENTURIES)))
-    check_choice("template", settings.template, (None, *range(len(TEMPLATES))))
-    templates = TEMPLATES if settings.template is None else (TEMPLATES[settings.template],)
-    _check_known(templates, tokenizer)
-    centuries = CENTURIES if settings.century is None else [str(settings.century)]
-    notes: list[str] = []
-    nouns = tokenizer.words(NOUNS, "nouns", notes)
-    verbs = tokenizer.words(VERBS, "verbs", notes, at_least=1)
-    years, ids = _two_token_years(tokenizer, centuries)
-    if not years:
-        raise TaskError(
-            f"the model's tokenizer cuts no year of {', '.join(f'{c}00' for c in centuries)} into century and rest, as"
-            " greater_than needs: choose another task, model or task.century, or write pairs of your own (task=pairs)"
-        )
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair | None:
-        century = rng.choice(list(years))
-        first, *later = years[century]  # `first` is 01
-        year = rng.choice(later)
-        earlier = [first] if settings.corruption == "01" else years[century][: years[century].index(year)]
-        other = first if settings.corruption == "01" else rng.choice(earlier)
-        words = {"noun": rng.choice(nouns), "verb": rng.choice(verbs), "XX": century, "XX2": century}
-        template = rng.choice(templates) if len(templates) > 1 else templates[0]
-        clean = fill(template, words | {"YY": year})
-
-        def with_year(yy: str) -> str:
-            return fill(template, words | {"YY": yy}).text
-
-        if settings.corruption != "01" and len(earlier) < settings.partners < len(years[century]):
-            return None  # so early a year has not so many before it
-        at = clean.last("YY", tokenizer)
-        return Pair(
-            clean.text,
-            partners(settings, with_year(other), lambda: with_year(rng.choice(earlier))),
-            answers=[ids[yy] for yy in ids if yy > year],
-            wrong_answers=[ids[yy] for yy in ids if yy <= year],
-            subject=[at, at + 1],
-            labels={"noun": clean.last("noun", tokenizer), "XX": at - 1, "YY": at, "end": -1},
-        )
-
-    return Task(
-        "greater_than",
-        distinct_pairs(settings.size, draw, notes),
-        metric="prob_diff",
-        thresholds={"prob_diff": 0.01, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option("01", "01: the first year ends in 01; random_earlier: in an earlier year", CORRUPTIONS)
+    century: int | None = option(
+        None,
+        "11 to 18: only years of that century; null: all that the tokenizer cuts into two tokens",
+        tuple(map(int, CENTURIES)),
     )
+    template: int | None = option(
+        0,
+        "a number from 0 to 2, 0 is that of Hanna et al. and of the bundled model; null: all",
+        range(len(TEMPLATES)),
+    )
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        templates = TEMPLATES if self.template is None else (TEMPLATES[self.template],)
+        _check_known(templates, tokenizer)
+        centuries = CENTURIES if self.century is None else [str(self.century)]
+        notes: list[str] = []
+        nouns = tokenizer.words(NOUNS, "nouns", notes)
+        verbs = tokenizer.words(VERBS, "verbs", notes, at_least=1)
+        years, ids = _two_token_years(tokenizer, centuries)
+        if not years:
+            raise TaskError(
+                f"the model's tokenizer cuts no year of {', '.join(f'{c}00' for c in centuries)} into century and"
+                " rest, as greater_than needs: choose another task, model or task.century, or write pairs of your own"
+                " (task=pairs)"
+            )
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair | None:
+            century = rng.choice(list(years))
+            first, *later = years[century]  # `first` is 01
+            year = rng.choice(later)
+            earlier = [first] if self.corruption == "01" else years[century][: years[century].index(year)]
+            other = first if self.corruption == "01" else rng.choice(earlier)
+            words = {"noun": rng.choice(nouns), "verb": rng.choice(verbs), "XX": century, "XX2": century}
+            template = rng.choice(templates) if len(templates) > 1 else templates[0]
+            clean = fill(template, words | {"YY": year})
+
+            def with_year(yy: str) -> str:
+                return fill(template, words | {"YY": yy}).text
+
+            if self.corruption != "01" and len(earlier) < self.partners < len(years[century]):
+                return None  # so early a year has not so many before it
+            at = clean.last("YY", tokenizer)
+            return Pair(
+                clean.text,
+                partners(self, with_year(other), lambda: with_year(rng.choice(earlier))),
+                answers=[ids[yy] for yy in ids if yy > year],
+                wrong_answers=[ids[yy] for yy in ids if yy <= year],
+                subject=[at, at + 1],
+                labels={"noun": clean.last("noun", tokenizer), "XX": at - 1, "YY": at, "end": -1},
+            )
+
+        return Task(
+            "greater_than",
+            distinct_pairs(self.size, draw, notes),
+            metric="prob_diff",
+            thresholds={"prob_diff": 0.01, "kl_div": 0.01},
+            notes=notes,
+        )
 
 
 def _check_known(templates: Sequence[str], tokenizer: Tokenizer) -> None:

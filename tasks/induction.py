@@ -17,58 +17,59 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-from acdc.errors import ConfigError, TaskError
-from acdc.tasks._common import check_settings, distinct_pairs, partners
+from acdc.errors import TaskError
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("broken", "shuffled")
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`length`: number of tokens that are repeated."""
+class Induction(TaskSettings):
+    """Induction: random tokens, repeated; the second time each is predictable"""
 
     name: str = "induction"
-    corruption: str = "broken"
-    length: int = 10
+    corruption: str = option(
+        "broken",
+        "broken: other tokens in the first half; shuffled: the same ones in another order",
+        CORRUPTIONS,
+    )
+    length: int = option(10, "number of tokens that are repeated", least=2)
 
+    def build(self, tokenizer: Tokenizer) -> Task:
+        n = self.length
+        usable = sorted(set(range(tokenizer.vocabulary_size)) - tokenizer.special_ids)
+        if len(usable) < 2 * n:
+            raise TaskError(
+                f"the model has {len(usable)} tokens besides special ones and task.length={n} needs {2 * n} different"
+                " ones: give a smaller task.length or another task"
+            )
+        bos = tokenizer.bos
+        start, middle, end = len(bos), len(bos) + n, len(bos) + 2 * n
+        rng = random.Random(self.seed)
 
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    n = settings.length
-    if n < 2:
-        raise ConfigError(f"task.length={n} leaves nothing to predict: give 2 or more")
-    usable = sorted(set(range(tokenizer.vocabulary_size)) - tokenizer.special_ids)
-    if len(usable) < 2 * n:
-        raise TaskError(
-            f"the model has {len(usable)} tokens besides special ones and task.length={n} needs {2 * n} different ones:"
-            " give a smaller task.length or another task"
-        )
-    bos = tokenizer.bos
-    start, middle, end = len(bos), len(bos) + n, len(bos) + 2 * n
-    rng = random.Random(settings.seed)
+        def draw() -> Pair:
+            tokens = rng.sample(usable, 2 * n)
+            block, others = tokens[:n], tokens[n:]
+            rest = [token for token in usable if token not in block]
 
-    def draw() -> Pair:
-        tokens = rng.sample(usable, 2 * n)
-        block, others = tokens[:n], tokens[n:]
-        rest = [token for token in usable if token not in block]
+            def corrupted(others: list[int]) -> list[int]:
+                return bos + (others if self.corruption == "broken" else _shuffled(block, rng)) + block
 
-        def corrupted(others: list[int]) -> list[int]:
-            return bos + (others if settings.corruption == "broken" else _shuffled(block, rng)) + block
+            prompts = partners(self, corrupted(others), lambda: corrupted(rng.sample(rest, n)))
+            return Pair(
+                bos + block + block,
+                prompts,
+                answers=[[token] for token in block[1:]],
+                wrong_answers=[[rng.choice([t for t in block if t != token])] for token in block[1:]],
+                position=list(range(middle, end - 1)),
+                labels={"first": [start, middle], "second": [middle, end]},
+            )
 
-        prompts = partners(settings, corrupted(others), lambda: corrupted(rng.sample(rest, n)))
-        return Pair(
-            bos + block + block,
-            prompts,
-            answers=[[token] for token in block[1:]],
-            wrong_answers=[[rng.choice([t for t in block if t != token])] for token in block[1:]],
-            position=list(range(middle, end - 1)),
-            labels={"first": [start, middle], "second": [middle, end]},
-        )
-
-    notes: list[str] = []
-    pairs = distinct_pairs(settings.size, draw, notes)
-    return Task("induction", pairs, metric="kl_div", thresholds={"kl_div": 0.01, "logit_diff": 0.03}, notes=notes)
+        notes: list[str] = []
+        pairs = distinct_pairs(self.size, draw, notes)
+        return Task("induction", pairs, metric="kl_div", thresholds={"kl_div": 0.01, "logit_diff": 0.03}, notes=notes)
 
 
 def _shuffled(block: list[int], rng: random.Random) -> list[int]:

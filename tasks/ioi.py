@@ -17,12 +17,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from acdc.settings import option
 from acdc.tasks._common import (
     FEMALE_NAMES,
     MALE_NAMES,
     Filled,
-    check_choice,
-    check_settings,
     distinct_pairs,
     fill,
     partners,
@@ -47,67 +46,67 @@ OBJECTS = words_of("ring kiss bone basketball computer necklace drink snack book
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`order`: abba (IO first), baba (S first) or mixed. `template`: one template by its number, or None for all."""
+class IOI(TaskSettings):
+    """Indirect object identification: "Then, Mary and John went to the store. John gave a drink to" → Mary"""
 
     name: str = "ioi"
-    corruption: str = "abc"
-    order: str = "mixed"
-    template: int | None = None
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("order", settings.order, ORDERS)
-    check_choice("template", settings.template, (None, *range(len(TEMPLATES))))
-    notes: list[str] = []
-    names = tokenizer.words(MALE_NAMES + FEMALE_NAMES, "names", notes, at_least=5)
-    places = tokenizer.words(PLACES, "places", notes)
-    objects = tokenizer.words(OBJECTS, "objects", notes)
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair:
-        io, s, *others = rng.sample(names, 5)
-        template = rng.choice(TEMPLATES) if settings.template is None else TEMPLATES[settings.template]
-        words = {"place": rng.choice(places), "object": rng.choice(objects)}
-        abba = rng.random() < 0.5 if settings.order == "mixed" else settings.order == "abba"
-        first, second = ("IO", "S1") if abba else ("S1", "IO")
-        roles = {"IO": io, "S1": s, "S2": s}
-
-        def other_roles(others: list[str]) -> dict[str, str]:
-            return {
-                "abc": dict(zip(roles, others, strict=True)),
-                "flipped": roles | {"S2": io},
-                "s2_random": roles | {"S2": others[0]},
-            }[settings.corruption]
-
-        def filled(who: dict[str, str]) -> Filled:
-            return fill(template, words | {"A": who[first], "B": who[second], "S2": who["S2"]})
-
-        def corrupted(others: list[str]) -> str:
-            return filled(other_roles(others)).text
-
-        clean = filled(roles)
-        strangers = [name for name in names if name not in (io, s)]
-        at = {first: clean.last("A", tokenizer), second: clean.last("B", tokenizer)}
-        return Pair(
-            clean.text,
-            partners(settings, corrupted(others), lambda: corrupted(rng.sample(strangers, 3))),
-            answers=[f" {io}"],
-            wrong_answers=[f" {s}"],
-            labels={
-                "IO": at["IO"],
-                "S1": at["S1"],
-                "S1+1": at["S1"] + 1,
-                "S2": clean.last("S2", tokenizer),
-                "end": -1,
-            },
-        )
-
-    return Task(
-        "ioi",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.0575},
-        notes=notes,
+    corruption: str = option(
+        "abc",
+        "abc: three other names; flipped: the other person acts; s2_random: a third person acts",
+        CORRUPTIONS,
     )
+    order: str = option("mixed", "abba: the receiver is named first; baba: second; mixed", ORDERS)
+    template: int | None = option(None, "a number from 0 to 7: only that template; null: all", range(len(TEMPLATES)))
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        names = tokenizer.words(MALE_NAMES + FEMALE_NAMES, "names", notes, at_least=5)
+        places = tokenizer.words(PLACES, "places", notes)
+        objects = tokenizer.words(OBJECTS, "objects", notes)
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair:
+            io, s, *others = rng.sample(names, 5)
+            template = rng.choice(TEMPLATES) if self.template is None else TEMPLATES[self.template]
+            words = {"place": rng.choice(places), "object": rng.choice(objects)}
+            abba = rng.random() < 0.5 if self.order == "mixed" else self.order == "abba"
+            first, second = ("IO", "S1") if abba else ("S1", "IO")
+            roles = {"IO": io, "S1": s, "S2": s}
+
+            def other_roles(others: list[str]) -> dict[str, str]:
+                return {
+                    "abc": dict(zip(roles, others, strict=True)),
+                    "flipped": roles | {"S2": io},
+                    "s2_random": roles | {"S2": others[0]},
+                }[self.corruption]
+
+            def filled(who: dict[str, str]) -> Filled:
+                return fill(template, words | {"A": who[first], "B": who[second], "S2": who["S2"]})
+
+            def corrupted(others: list[str]) -> str:
+                return filled(other_roles(others)).text
+
+            clean = filled(roles)
+            strangers = [name for name in names if name not in (io, s)]
+            at = {first: clean.last("A", tokenizer), second: clean.last("B", tokenizer)}
+            return Pair(
+                clean.text,
+                partners(self, corrupted(others), lambda: corrupted(rng.sample(strangers, 3))),
+                answers=[f" {io}"],
+                wrong_answers=[f" {s}"],
+                labels={
+                    "IO": at["IO"],
+                    "S1": at["S1"],
+                    "S1+1": at["S1"] + 1,
+                    "S2": clean.last("S2", tokenizer),
+                    "end": -1,
+                },
+            )
+
+        return Task(
+            "ioi",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.0575},
+            notes=notes,
+        )

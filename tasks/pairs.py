@@ -17,9 +17,10 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from acdc.errors import ConfigError, FormatError
+from acdc.settings import option
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer, lone_surrogate
 
 REQUIRED = ("clean", "corrupted")
@@ -27,39 +28,48 @@ OPTIONAL = ("answers", "wrong_answers", "position", "subject", "labels")
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`path`: the file. `size`: None for all its pairs, else so many, sampled by `seed` and kept in the file's order.
+class Pairs(TaskSettings):
+    """Pairs of your own, from a JSONL file: task=pairs task.path=FILE.jsonl"""
 
-    `corruption` stays empty: the file says what is corrupted.
-    """
+    from_file: ClassVar[bool] = True
 
-    name: str = "pairs"
-    size: int | None = None  # type: ignore[assignment]
-    path: str | None = None
+    name: str = option("pairs", "what the task is called in files and pictures, a word of your own")
+    size: int | None = option(None, "null: all pairs of the file; a number: so many, sampled by the seed", least=1)  # type: ignore[assignment]
+    seed: int = option(0, "of that sample")
+    corruption: str = option("", "stays empty: the file says what is corrupted")
+    partners: int = option(1, "stays 1: the file says it, by a list of corrupted prompts", least=1)
+    prepend_bos: bool | None = option(
+        None, "null: the tokenizer's own habit; true: BOS in front of text; false: no special token"
+    )
+    path: str | None = option(None, "the file")
+    title: str | None = option(None, "a line that says what the task is about; null: none")
 
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    if not settings.path:
-        raise ConfigError("task=pairs needs a file: give task.path=FILE.jsonl")
-    if settings.corruption:
-        raise ConfigError(
-            f"task.corruption={settings.corruption} has no effect on task=pairs: the file holds both prompts"
-        )
-    if settings.partners != 1:
-        raise ConfigError(
-            f"task.partners={settings.partners} has no effect on task=pairs: the file gives a list of corrupted prompts"
-        )
-    pairs = read(settings.path, tokenizer)
-    if settings.size is not None:
-        if not 1 <= settings.size <= len(pairs):
+    def build(self, tokenizer: Tokenizer) -> Task:
+        if not self.path:
+            raise ConfigError("task=pairs needs a file: give task.path=FILE.jsonl")
+        if self.corruption:
             raise ConfigError(
-                f"task.size={settings.size}, but {settings.path} holds {len(pairs)}: give 1 to that, or null"
+                f"task.corruption={self.corruption} has no effect on task=pairs: the file holds both prompts"
             )
-        chosen = sorted(random.Random(settings.seed).sample(range(len(pairs)), settings.size))
-        pairs = [pairs[i] for i in chosen]
-    answered = all(pair.answers and pair.wrong_answers for pair in pairs)
-    thresholds = {"logit_diff": 0.03, "prob_diff": 0.01, "kl_div": 0.01}
-    return Task("pairs", pairs, metric="logit_diff" if answered else "kl_div", thresholds=thresholds)
+        if self.partners != 1:
+            raise ConfigError(
+                f"task.partners={self.partners} has no effect on task=pairs: the file gives a list of corrupted prompts"
+            )
+        pairs = read(self.path, tokenizer)
+        if self.size is not None:
+            if not 1 <= self.size <= len(pairs):
+                raise ConfigError(f"task.size={self.size}, but {self.path} holds {len(pairs)}: give 1 to that, or null")
+            chosen = sorted(random.Random(self.seed).sample(range(len(pairs)), self.size))
+            pairs = [pairs[i] for i in chosen]
+        answered = all(pair.answers and pair.wrong_answers for pair in pairs)
+        thresholds = {"logit_diff": 0.03, "prob_diff": 0.01, "kl_div": 0.01}
+        return Task(
+            self.name,
+            pairs,
+            metric="logit_diff" if answered else "kl_div",
+            thresholds=thresholds,
+            title=self.title or "",
+        )
 
 
 def read(path: str | Path, tokenizer: Tokenizer) -> list[Pair]:

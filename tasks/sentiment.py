@@ -15,7 +15,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from acdc.tasks._common import check_settings, distinct_pairs, fill, partners, words_of
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, fill, partners, words_of
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("opposite", "neutral")
@@ -37,43 +38,49 @@ ANSWERS = {"positive": words_of("great good wonderful"), "negative": words_of("t
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
+class Sentiment(TaskSettings):
+    """Sentiment: "I thought this movie was fantastic. I would call it" → great"""
+
     name: str = "sentiment"
-    corruption: str = "opposite"
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    notes: list[str] = []
-    things = tokenizer.words(THINGS, "things", notes)
-    adjectives = {kind: tokenizer.words(words, f"{kind} adjectives", notes) for kind, words in ADJECTIVES.items()}
-    answers = {kind: tokenizer.words(words, f"{kind} answers", notes, at_least=1) for kind, words in ANSWERS.items()}
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair:
-        kind, other = rng.sample(list(ANSWERS), 2)
-        template = rng.choice(TEMPLATES)
-        thing = {"thing": rng.choice(things)}
-        clean = fill(template, thing | {"adjective": rng.choice(adjectives[kind])})
-
-        def corrupted() -> str:
-            adjective = rng.choice(adjectives[other if settings.corruption == "opposite" else "neutral"])
-            return fill(template, thing | {"adjective": adjective}).text
-
-        at = clean.span("adjective", tokenizer)
-        return Pair(
-            clean.text,
-            partners(settings, corrupted(), corrupted),
-            answers=[f" {word}" for word in answers[kind]],
-            wrong_answers=[f" {word}" for word in answers[other]],
-            subject=at,
-            labels={"thing": clean.span("thing", tokenizer), "adjective": at, "end": -1},
-        )
-
-    return Task(
-        "sentiment",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option(
+        "opposite",
+        "opposite: an adjective of the other sentiment; neutral: of none",
+        CORRUPTIONS,
     )
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        things = tokenizer.words(THINGS, "things", notes)
+        adjectives = {kind: tokenizer.words(words, f"{kind} adjectives", notes) for kind, words in ADJECTIVES.items()}
+        answers = {
+            kind: tokenizer.words(words, f"{kind} answers", notes, at_least=1) for kind, words in ANSWERS.items()
+        }
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair:
+            kind, other = rng.sample(list(ANSWERS), 2)
+            template = rng.choice(TEMPLATES)
+            thing = {"thing": rng.choice(things)}
+            clean = fill(template, thing | {"adjective": rng.choice(adjectives[kind])})
+
+            def corrupted() -> str:
+                adjective = rng.choice(adjectives[other if self.corruption == "opposite" else "neutral"])
+                return fill(template, thing | {"adjective": adjective}).text
+
+            at = clean.span("adjective", tokenizer)
+            return Pair(
+                clean.text,
+                partners(self, corrupted(), corrupted),
+                answers=[f" {word}" for word in answers[kind]],
+                wrong_answers=[f" {word}" for word in answers[other]],
+                subject=at,
+                labels={"thing": clean.span("thing", tokenizer), "adjective": at, "end": -1},
+            )
+
+        return Task(
+            "sentiment",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.01},
+            notes=notes,
+        )

@@ -19,7 +19,8 @@ import random
 from dataclasses import dataclass
 
 from acdc.errors import TaskError
-from acdc.tasks._common import check_choice, check_settings, distinct_pairs, fill, partners
+from acdc.settings import option
+from acdc.tasks._common import distinct_pairs, fill, partners
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
 CORRUPTIONS = ("number", "both", "other_noun")
@@ -40,57 +41,63 @@ VERBS = (("is", "was", "has"), ("are", "were", "have"))  # singular, plural
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`attractor`: number of the second noun; mixed, opposite or same."""
+class SubjectVerbAgreement(TaskSettings):
+    """Subject-verb agreement: "The key near the cabinets" → is"""
 
     name: str = "subject_verb_agreement"
-    corruption: str = "number"
-    attractor: str = "mixed"
-
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("attractor", settings.attractor, ATTRACTORS)
-    notes: list[str] = []
-    pairs_of_forms = [noun.split() for noun in NOUNS.split(",")]
-    known = set(tokenizer.words([form for forms in pairs_of_forms for form in forms], "nouns", notes))
-    nouns = [forms for forms in pairs_of_forms if known.issuperset(forms)]
-    needed = 3 if settings.corruption == "other_noun" else 2
-    if len(nouns) < needed:
-        raise TaskError(
-            f"the model's tokenizer knows {len(nouns)} of subject_verb_agreement's nouns in both numbers, and"
-            f" task.corruption={settings.corruption} needs {needed}: choose another task or model, or write pairs of"
-            " your own (task=pairs)"
-        )
-    rng = random.Random(settings.seed)
-
-    def draw() -> Pair:
-        template = rng.choice(TEMPLATES)
-        subject, attractor = rng.sample(nouns, 2)
-        number = rng.randrange(2)
-        other = {"mixed": rng.randrange(2), "opposite": 1 - number, "same": number}[settings.attractor]
-        clean = fill(template, {"subject": subject[number], "attractor": attractor[other]})
-        changed = 1 - other if settings.corruption == "both" else other
-        strangers = [noun for noun in nouns if noun not in (subject, attractor)]
-
-        def corrupted() -> str:
-            noun = rng.choice(strangers) if settings.corruption == "other_noun" else subject
-            return fill(template, {"subject": noun[1 - number], "attractor": attractor[changed]}).text
-
-        at = clean.span("subject", tokenizer)
-        return Pair(
-            clean.text,
-            partners(settings, corrupted(), corrupted),
-            answers=[f" {verb}" for verb in VERBS[number]],
-            wrong_answers=[f" {verb}" for verb in VERBS[1 - number]],
-            subject=at,
-            labels={"subject": at, "attractor": clean.span("attractor", tokenizer), "end": -1},
-        )
-
-    return Task(
-        "subject_verb_agreement",
-        distinct_pairs(settings.size, draw, notes),
-        metric="logit_diff",
-        thresholds={"logit_diff": 0.03, "kl_div": 0.01},
-        notes=notes,
+    corruption: str = option(
+        "number",
+        "number: the subject in the other number; both: the second noun too; other_noun: another subject in"
+        " the other number",
+        CORRUPTIONS,
     )
+    attractor: str = option(
+        "mixed",
+        "number of the second noun: mixed, opposite to or same as the subject's",
+        ATTRACTORS,
+    )
+
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        pairs_of_forms = [noun.split() for noun in NOUNS.split(",")]
+        known = set(tokenizer.words([form for forms in pairs_of_forms for form in forms], "nouns", notes))
+        nouns = [forms for forms in pairs_of_forms if known.issuperset(forms)]
+        needed = 3 if self.corruption == "other_noun" else 2
+        if len(nouns) < needed:
+            raise TaskError(
+                f"the model's tokenizer knows {len(nouns)} of subject_verb_agreement's nouns in both numbers, and"
+                f" task.corruption={self.corruption} needs {needed}: choose another task or model, or write pairs of"
+                " your own (task=pairs)"
+            )
+        rng = random.Random(self.seed)
+
+        def draw() -> Pair:
+            template = rng.choice(TEMPLATES)
+            subject, attractor = rng.sample(nouns, 2)
+            number = rng.randrange(2)
+            other = {"mixed": rng.randrange(2), "opposite": 1 - number, "same": number}[self.attractor]
+            clean = fill(template, {"subject": subject[number], "attractor": attractor[other]})
+            changed = 1 - other if self.corruption == "both" else other
+            strangers = [noun for noun in nouns if noun not in (subject, attractor)]
+
+            def corrupted() -> str:
+                noun = rng.choice(strangers) if self.corruption == "other_noun" else subject
+                return fill(template, {"subject": noun[1 - number], "attractor": attractor[changed]}).text
+
+            at = clean.span("subject", tokenizer)
+            return Pair(
+                clean.text,
+                partners(self, corrupted(), corrupted),
+                answers=[f" {verb}" for verb in VERBS[number]],
+                wrong_answers=[f" {verb}" for verb in VERBS[1 - number]],
+                subject=at,
+                labels={"subject": at, "attractor": clean.span("attractor", tokenizer), "end": -1},
+            )
+
+        return Task(
+            "subject_verb_agreement",
+            distinct_pairs(self.size, draw, notes),
+            metric="logit_diff",
+            thresholds={"logit_diff": 0.03, "kl_div": 0.01},
+            notes=notes,
+        )

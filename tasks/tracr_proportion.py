@@ -22,8 +22,10 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations, product
+from typing import ClassVar
 
-from acdc.tasks._common import check_choice, check_settings, partners
+from acdc.settings import option
+from acdc.tasks._common import partners
 from acdc.tasks._compiled import L2_THRESHOLD, at_most, check_model
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
@@ -32,38 +34,44 @@ PROMPTS = ("words", "original")
 BOS, PAD, W, X, Y, Z = range(6)
 MAX_LENGTH = 4
 
-MODEL = "tracr_proportion"
-
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`length`: words behind BOS, 2 to 4. `prompts`: `words`, or `original`, the ids of the original ACDC's code."""
+class TracrProportion(TaskSettings):
+    """The tracr program that counts the share of x so far: BOS w x y x → 0 1/2 1/3 1/2"""
+
+    own_model: ClassVar[str | None] = "tracr_proportion"
 
     name: str = "tracr_proportion"
-    corruption: str = "resample"
-    length: int = MAX_LENGTH
-    prompts: str = "words"
+    size: int = option(32, "number of pairs, at most; there are 256 sequences of four words")
+    corruption: str = option(
+        "resample",
+        "resample: another random sequence; permuted: the same words in another order",
+        CORRUPTIONS,
+    )
+    prepend_bos: bool | None = option(None, "stays null: the prompts are token ids, and the model has no tokenizer")
+    length: int = option(MAX_LENGTH, "words behind BOS: 2 to 4", range(2, MAX_LENGTH + 1))
+    prompts: str = option(
+        "words",
+        "words: BOS and words; original: ids 0 to 3 without BOS, as the original ACDC's code has them",
+        PROMPTS,
+    )
 
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("length", settings.length, range(2, MAX_LENGTH + 1))
-    check_choice("prompts", settings.prompts, PROMPTS)
-    notes: list[str] = []
-    check_model(settings.name, 6, tokenizer, notes)
-    start, words = ([BOS], (W, X, Y, Z)) if settings.prompts == "words" else ([], (BOS, PAD, W, X))
-    sequences = list(product(words, repeat=settings.length))
-    if settings.corruption == "permuted":
-        sequences = [sequence for sequence in sequences if len(set(_is_x(sequence))) > 1]
-    rng = random.Random(settings.seed)
-    pairs = []
-    for sequence in at_most(sequences, settings.size, settings.seed):
-        others = sorted(set(permutations(sequence))) if settings.corruption == "permuted" else sequences
-        prompts = [[*start, *other] for other in others if _is_x(other) != _is_x(sequence)]
-        corrupted = partners(settings, rng.choice(prompts), partial(rng.choice, prompts))
-        positions = list(range(1, len(start) + settings.length))
-        pairs.append(Pair([*start, *sequence], corrupted, position=positions))
-    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=MODEL)
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        check_model(self.name, 6, tokenizer, notes)
+        start, words = ([BOS], (W, X, Y, Z)) if self.prompts == "words" else ([], (BOS, PAD, W, X))
+        sequences = list(product(words, repeat=self.length))
+        if self.corruption == "permuted":
+            sequences = [sequence for sequence in sequences if len(set(_is_x(sequence))) > 1]
+        rng = random.Random(self.seed)
+        pairs = []
+        for sequence in at_most(sequences, self.size, self.seed):
+            others = sorted(set(permutations(sequence))) if self.corruption == "permuted" else sequences
+            prompts = [[*start, *other] for other in others if _is_x(other) != _is_x(sequence)]
+            corrupted = partners(self, rng.choice(prompts), partial(rng.choice, prompts))
+            positions = list(range(1, len(start) + self.length))
+            pairs.append(Pair([*start, *sequence], corrupted, position=positions))
+        return Task(self.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=self.own_model)
 
 
 def _is_x(words: tuple[int, ...]) -> list[bool]:

@@ -19,8 +19,10 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations, product
+from typing import ClassVar
 
-from acdc.tasks._common import check_choice, check_settings, partners
+from acdc.settings import option
+from acdc.tasks._common import partners
 from acdc.tasks._compiled import L2_THRESHOLD, at_most, check_model
 from acdc.tasks.base import Pair, Task, TaskSettings, Tokenizer
 
@@ -30,39 +32,42 @@ BOS = 3
 N_TOKENS = 5
 MAX_LENGTH = 4
 
-MODEL = "tracr_reverse"
-
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
-    """`length`: words behind BOS, 2 to 4. `size`: at most so many pairs; there are 27 sequences of three words."""
+class TracrReverse(TaskSettings):
+    """The tracr program that reverses a sequence: BOS 1 2 2 → 2 2 1"""
+
+    own_model: ClassVar[str | None] = "tracr_reverse"
 
     name: str = "tracr_reverse"
-    corruption: str = "resample"
-    length: int = 3
+    size: int = option(32, "number of pairs, at most; there are 27 sequences of three words")
+    corruption: str = option(
+        "resample",
+        "resample: another random sequence; permuted: the same words in another order",
+        CORRUPTIONS,
+    )
+    prepend_bos: bool | None = option(None, "stays null: the prompts are token ids, and the model has no tokenizer")
+    length: int = option(3, "words behind BOS: 2 to 4", range(2, MAX_LENGTH + 1))
 
-
-def build(settings: Settings, tokenizer: Tokenizer) -> Task:
-    check_settings(settings, CORRUPTIONS)
-    check_choice("length", settings.length, range(2, MAX_LENGTH + 1))
-    notes: list[str] = []
-    check_model(settings.name, N_TOKENS, tokenizer, notes)
-    sequences = list(product(WORDS, repeat=settings.length))
-    if settings.corruption == "permuted":
-        sequences = [words for words in sequences if len(set(words)) > 1]
-    rng = random.Random(settings.seed)
-    pairs = []
-    for words in at_most(sequences, settings.size, settings.seed):
-        others = sorted(set(permutations(words))) if settings.corruption == "permuted" else sequences
-        prompts = [[BOS, *other] for other in others if other != words]
-        pairs.append(
-            Pair(
-                [BOS, *words],
-                partners(settings, rng.choice(prompts), partial(rng.choice, prompts)),
-                answers=[[word] for word in reversed(words)],
-                wrong_answers=[[other for other in WORDS if other != word] for word in reversed(words)],
-                position=list(range(1, settings.length + 1)),
-                labels={"BOS": 0, "words": [1, settings.length + 1]},
+    def build(self, tokenizer: Tokenizer) -> Task:
+        notes: list[str] = []
+        check_model(self.name, N_TOKENS, tokenizer, notes)
+        sequences = list(product(WORDS, repeat=self.length))
+        if self.corruption == "permuted":
+            sequences = [words for words in sequences if len(set(words)) > 1]
+        rng = random.Random(self.seed)
+        pairs = []
+        for words in at_most(sequences, self.size, self.seed):
+            others = sorted(set(permutations(words))) if self.corruption == "permuted" else sequences
+            prompts = [[BOS, *other] for other in others if other != words]
+            pairs.append(
+                Pair(
+                    [BOS, *words],
+                    partners(self, rng.choice(prompts), partial(rng.choice, prompts)),
+                    answers=[[word] for word in reversed(words)],
+                    wrong_answers=[[other for other in WORDS if other != word] for word in reversed(words)],
+                    position=list(range(1, self.length + 1)),
+                    labels={"BOS": 0, "words": [1, self.length + 1]},
+                )
             )
-        )
-    return Task(settings.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=MODEL)
+        return Task(self.name, pairs, "l2", {"l2": L2_THRESHOLD}, notes, model=self.own_model)

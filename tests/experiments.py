@@ -21,7 +21,7 @@ import oracle
 import torch
 from checkpoints import FAMILIES, NATIVE_KINDS, make_checkpoint, make_model, make_native
 
-from acdc.ablation import AblationSettings
+from acdc.ablation import Ablation
 from acdc.circuit import Circuit
 from acdc.discovery import discover
 from acdc.discovery.base import Decision, NoObserver
@@ -97,7 +97,7 @@ def experiment(
     model: LanguageModel | Small,
     pairs: list[Pair],
     metric: str = "kl_div",
-    ablation: str | AblationSettings = "corrupted",
+    ablation: str | Ablation = "corrupted",
 ) -> Experiment:
     parts = model.parts if isinstance(model, Small) else model
     return Experiment.build(parts, Task("random", pairs, metric), ablation=ablation)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from experiments import experiment, random_pairs, small
 
-from acdc.ablation import AblationSettings, Values, ablated_values, corresponding_positions
+from acdc.ablation import Ablation, Mean, Noise, Values, corresponding_positions
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import run
@@ -34,9 +34,9 @@ def corrupted_run(one: Experiment) -> Values:
     return run(one.model, one.batch.corrupted, one.batch.lengths)[0]
 
 
-def ablated(one: Experiment, settings: AblationSettings) -> Values:
+def ablated(one: Experiment, settings: Ablation) -> Values:
     pairs = [one.pairs[i] for i in one.batch.source]
-    return ablated_values(settings, one.clean, corrupted_run(one), one.batch.lengths, pairs)
+    return settings.values(one.clean, corrupted_run(one), one.batch.lengths, pairs)
 
 
 def test_which_positions_correspond() -> None:
@@ -52,7 +52,7 @@ def test_which_positions_correspond() -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "attention_only", "bidirectional"])
 def test_the_mean_is_over_corresponding_positions(kind: str) -> None:
     one = experiment(small(kind), PAIRS)
-    corrupted, mean = corrupted_run(one), ablated(one, AblationSettings("mean"))
+    corrupted, mean = corrupted_run(one), ablated(one, Mean())
     for name in ("inputs", "heads", "mlps"):
         values, means = getattr(corrupted, name), getattr(mean, name)
         for group in GROUPS:
@@ -65,7 +65,7 @@ def test_the_mean_is_over_corresponding_positions(kind: str) -> None:
 def test_noise_has_the_spread_of_corresponding_positions() -> None:
     """The same seed with twice the scale gives twice the noise, and without spread there is none."""
     one = experiment(small("gpt2"), PAIRS)
-    draws = [ablated(one, AblationSettings("noise", scale=scale)) for scale in (1.0, 2.0)]
+    draws = [ablated(one, Noise(scale=scale)) for scale in (1.0, 2.0)]
     for group in GROUPS:
         rows = torch.stack([one.clean.mlps[:, pair, position] for pair, position in group])
         spread = rows.double().var(0, correction=0).sqrt()
@@ -81,11 +81,11 @@ def test_each_pair_has_the_same_weight() -> None:
     """A pair's partners share its weight, in the mean and in the spread."""
     pairs = [Pair([1, 2, 3], [[4, 5, 6], [7, 8, 9], [0, 0, 0]]), Pair([3, 2, 1], [2, 4, 6])]
     one = experiment(small("gpt2"), pairs)
-    mean = ablated(one, AblationSettings("mean")).mlps
+    mean = ablated(one, Mean()).mlps
     rows = corrupted_run(one).mlps
     torch.testing.assert_close(mean[:, 0], (rows[:, :3].mean(1) + rows[:, 3]) / 2)
     # Two values with the same weight lie one population deviation from their mean.
-    clean, noise = one.clean.mlps, ablated(one, AblationSettings("noise")).mlps - one.clean.mlps
+    clean, noise = one.clean.mlps, ablated(one, Noise()).mlps - one.clean.mlps
     generator = torch.Generator().manual_seed(0)
     standard = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in vars(one.clean).values()][2]
     spread = (clean[:, 0] - clean[:, 3]).abs() / 2
@@ -95,7 +95,7 @@ def test_each_pair_has_the_same_weight() -> None:
 def refused(pairs: list[Pair]) -> str:
     one = experiment(small("gpt2"), pairs)
     with pytest.raises(ConfigError) as caught:
-        ablated(one, AblationSettings("mean"))
+        ablated(one, Mean())
     text = str(caught.value)
     assert "ablation=mean" in text
     assert "ablation=corrupted" in text
@@ -120,5 +120,5 @@ def test_a_position_that_no_other_pair_has_is_refused() -> None:
 def test_labels_do_not_matter_where_lengths_are_equal() -> None:
     plain = random_pairs(0, lengths=(4, 4))
     odd = [Pair(p.clean, p.corrupted, labels={"a": i}) for i, p in enumerate(plain)]
-    means = [ablated(experiment(small("gpt2"), pairs), AblationSettings("mean")).mlps for pairs in (plain, odd)]
+    means = [ablated(experiment(small("gpt2"), pairs), Mean()).mlps for pairs in (plain, odd)]
     assert torch.equal(*means)

@@ -318,7 +318,7 @@ def test_help_lists_what_works(case: Case, here: Path, capsys: pytest.CaptureFix
         (here / "own" / folder).mkdir(parents=True, exist_ok=True)
         (here / "own" / folder / f"{name}.yaml").write_text(content)
     assert run(["--config-dir", "own", "--help"]) == 0
-    listed, _, rest = capsys.readouterr().out.partition("Not listed, as no run can take them")
+    listed, _, rest = capsys.readouterr().out.partition("Not listed, because no run can take them")
     assert " good," in listed
     for word in ("broken", "misspelt", "socks", "drawers"):
         assert word not in listed
@@ -361,7 +361,8 @@ def test_configuration_of_ones_own(case: Case, here: Path, capsys: pytest.Captur
     assert run([*flags, "--help", "task=mine"]) == 0
     shown = capsys.readouterr().out
     assert "mine*" in shown
-    assert re.search(r"task.size=2 +of three", shown)
+    assert "task=mine: Mine." in shown
+    assert re.search(r"task.size=2 +null: all pairs of the file", shown)
     assert run([*flags, "--cfg", "job"]) == 0
     assert OmegaConf.create(capsys.readouterr().out).task.name == "ioi"
 

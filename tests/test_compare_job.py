@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acdc import Circuit, Experiment, tasks
+from acdc import Circuit, Experiment
 from acdc.cli import run
 from acdc.discovery import score
 from acdc.formats.reading import read_circuits
 from acdc.journal import TensorStore
 from acdc.model import ModelSettings
+from acdc.tasks import TASKS
 
 FEW = "job.methods=[eap,exact]"
 
@@ -115,7 +116,7 @@ def assert_goes_on(case: Case, folder: Path) -> None:
     assert done.read_bytes() == before  # not found again
     found = Circuit.load(folder / "methods" / "exact" / "circuit.json")
     assert found.metrics["seconds"] > float(clock[0]) > 0
-    model, task = ModelSettings(name="local", path=str(case.model)), tasks.load("pairs").Settings(path=str(case.pairs))
+    model, task = ModelSettings(name="local", path=str(case.model)), TASKS.load("pairs")(path=str(case.pairs))
     expected = score(Experiment.build(model, task, "logit_diff"), "exact")
     assert found.tested == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert list(rows_of(folder / "compare.csv")) == ["eap", "exact", "random"]
@@ -160,9 +161,9 @@ def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
         ("job.methods=[]", ["job.methods=[]", "choose of"]),
         ("job.methods=[acdc]", ["job.methods=acdc", "acdc_scores"]),
         ("job.methods=eap", ["job.methods=eap", "a list or null"]),
-        ("job.sizes=[0]", ["job.sizes=0", "from 1 up"]),
+        ("job.sizes=[0]", ["job.sizes=0", "1 or more"]),
         ("job.sizes=[5000]", ["job.sizes=5000", "this model has"]),
-        ("job.fractions=[1.5]", ["job.fractions=1.5", "above 0"]),
+        ("job.fractions=[1.5]", ["job.fractions=1.5", "more than 0"]),
         ("job.equal_size=5000", ["job.equal_size=5000", "this model has"]),
         ("job.equal_size=0", ["job.equal_size=0", "1 or more"]),
         ("job.random=0", ["job.random=0", "1 or more"]),

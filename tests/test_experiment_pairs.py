@@ -7,7 +7,7 @@ import torch
 from experiments import assert_same_decisions, decide, experiment, random_mask, random_pairs, small
 from test_ablation_labels import PAIRS
 
-from acdc.ablation import AblationSettings
+from acdc.ablation import ABLATIONS
 from acdc.engine.full import FullEngine
 from acdc.errors import ConfigError
 
@@ -15,7 +15,7 @@ from acdc.errors import ConfigError
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "noise"])
 def test_some_pairs_are_an_experiment_of_their_own(ablation: str) -> None:
     pairs = random_pairs(0, lengths=(5,) * 5, partners=2)
-    settings = AblationSettings(ablation, draws=2 if ablation == "noise" else 1)
+    settings = ABLATIONS.chosen(ablation, {"draws": 2} if ablation == "noise" else {})
     ours = experiment(small("gpt2"), pairs, "logit_diff", settings).with_pairs([3, 0])
     theirs = experiment(small("gpt2"), [pairs[3], pairs[0]], "logit_diff", settings)
     assert ours.task.pairs == theirs.task.pairs

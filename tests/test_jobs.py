@@ -16,7 +16,7 @@ from pages import html_of
 from test_check_job import model_prefers
 from transformers import AutoModelForCausalLM
 
-from acdc import Circuit, Edge, Experiment, Graph, GraphConfig, tasks
+from acdc import Circuit, Edge, Experiment, Graph, GraphConfig
 from acdc.cli import run
 from acdc.evaluation.faithfulness import by_partner, faithfulness
 from acdc.evaluation.grading import GradesPart, grade_all
@@ -25,6 +25,7 @@ from acdc.evaluation.random_circuits import random_circuits
 from acdc.formats.mib import write_mib_json
 from acdc.formats.reading import read_circuit
 from acdc.report.evaluate.grades import shown
+from acdc.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -276,11 +277,11 @@ def test_a_split_embedding_and_mibs_format(
 
 
 def test_every_two_partners_differ() -> None:
-    for name in tasks.names():
+    for name in TASKS.built_in:
         if name in ("pairs", "gate_or", "gate_and"):
             continue
         several = {"greater_than": "random_earlier", "subject_verb_agreement": "other_noun"}
-        corruption = several.get(name, tasks.load(name).Settings().corruption)
+        corruption = several.get(name, TASKS.load(name)().corruption)
         experiment = Experiment.build(task=name, size=4, partners=3, corruption=corruption)
         single = Experiment.build(task=name, size=4, corruption=corruption)
         for pair in experiment.pairs:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acdc.errors import ConfigError, TaskError
-from acdc.metrics import METRICS, Metric, Readouts, make_metric, recovery
+from acdc.metrics import METRICS, BoundMetric, Readouts, bind, recovery
 
 VOCABULARY = 7
 
@@ -68,16 +68,16 @@ def draw(seed: int, *leading: int, scale: float = 3.0) -> tuple[Rows, Readouts, 
     return rows, readouts_of(rows), full, logits
 
 
-def taken(metric: Metric, logits: Tensor) -> Tensor:
+def taken(metric: BoundMetric, logits: Tensor) -> Tensor:
     """The columns a metric asks for."""
     return logits if metric.columns is None else logits[..., metric.columns]
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 @given(seed=st.integers(0, 10**6))
 def test_value_is_the_definition(name: str, seed: int) -> None:
     rows, readouts, full, logits = draw(seed, 2, 3)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     values, losses = metric.value(taken(metric, logits)), metric.loss(taken(metric, logits))
     assert values.shape == losses.shape == (2, 3)
     for i in range(2):
@@ -86,10 +86,10 @@ def test_value_is_the_definition(name: str, seed: int) -> None:
             assert float(losses[i, j]) == pytest.approx(naive_loss(name, rows, logits[i, j], full), abs=1e-10)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 def test_values_are_per_readout(name: str) -> None:
     rows, readouts, full, logits = draw(5)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     values = metric.values(taken(metric, logits))
     for i, value in enumerate(values.tolist()):
         alone = Rows(rows.clean, rows.corrupted, [1], [0], [rows.answers[i]], [rows.wrong[i]], [1.0])
@@ -99,7 +99,7 @@ def test_values_are_per_readout(name: str) -> None:
 @pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "nll"])
 def test_a_larger_answer_lowers_the_loss(name: str) -> None:
     rows, readouts, full, logits = draw(1)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     better, worse = logits.clone(), logits.clone()
     for row, (right, wrong) in enumerate(zip(rows.answers, rows.wrong, strict=True)):
         better[row, right] += 1
@@ -111,15 +111,15 @@ def test_a_larger_answer_lowers_the_loss(name: str) -> None:
 @pytest.mark.parametrize("name", ["kl_div", "l2"])
 def test_the_full_model_has_the_least_loss(name: str) -> None:
     _, readouts, full, logits = draw(2)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     assert float(metric.loss(full)) == pytest.approx(0.0, abs=1e-12)
     assert float(metric.loss(logits)) > 0.1
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 def test_loss_and_metric_differ_by_sign_only(name: str) -> None:
     _, readouts, full, logits = draw(3)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     value, loss = metric.value(taken(metric, logits)), float(metric.loss(taken(metric, logits)))
     assert metric.larger_is_better == (name in ("logit_diff", "prob_diff"))
     assert metric.from_loss(loss) == pytest.approx(float(value))
@@ -129,7 +129,7 @@ def test_loss_and_metric_differ_by_sign_only(name: str) -> None:
 
 def test_only_a_logit_difference_does_with_few_columns() -> None:
     rows, readouts, full, logits = draw(4)
-    metric = make_metric("logit_diff", readouts, full)
+    metric = bind(METRICS.chosen("logit_diff"), readouts, full)
     assert metric.columns is not None
     assert metric.columns.tolist() == sorted({i for ids in (*rows.answers, *rows.wrong) for i in ids})
     unread = [i for i in range(VOCABULARY) if i not in metric.columns.tolist()]
@@ -137,13 +137,13 @@ def test_only_a_logit_difference_does_with_few_columns() -> None:
     changed[:, unread] += 5
     assert torch.equal(metric.value(taken(metric, logits)), metric.value(taken(metric, changed)))
     for name in ("kl_div", "prob_diff", "l2", "nll"):
-        assert make_metric(name, readouts, full).columns is None
+        assert bind(METRICS.chosen(name), readouts, full).columns is None
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 def test_large_logits_stay_finite(name: str) -> None:
     _, readouts, full, logits = draw(6, scale=200.0)
-    metric = make_metric(name, readouts, full.float())
+    metric = bind(METRICS.chosen(name), readouts, full.float())
     x = taken(metric, logits).float().requires_grad_()
     loss = metric.loss(x)
     loss.backward()
@@ -152,17 +152,17 @@ def test_large_logits_stay_finite(name: str) -> None:
     assert bool(torch.isfinite(x.grad).all())
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 def test_gradient_is_the_slope(name: str) -> None:
     _, readouts, full, logits = draw(7, scale=1.0)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     assert torch.autograd.gradcheck(metric.loss, taken(metric, logits).requires_grad_())
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS.built_in)
 def test_in_another_precision(name: str) -> None:
     _, readouts, full, logits = draw(8)
-    metric = make_metric(name, readouts, full)
+    metric = bind(METRICS.chosen(name), readouts, full)
     single = metric.to("cpu", torch.float32)
     loss = single.loss(taken(metric, logits).float())
     assert loss.dtype == torch.float64  # the weights'
@@ -170,9 +170,8 @@ def test_in_another_precision(name: str) -> None:
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    _, readouts, full, _ = draw(0)
     with pytest.raises(ConfigError, match="choose one of logit_diff, kl_div, prob_diff, l2, nll"):
-        make_metric("accuracy", readouts, full)
+        METRICS.chosen("accuracy")
 
 
 @pytest.mark.parametrize(
@@ -196,10 +195,10 @@ def test_missing_answers(name: str, lacking: str, refused: bool) -> None:
     without = Readouts(readouts.pair, readouts.position, readouts.weight, **changed)
     if refused:
         with pytest.raises(TaskError, match=f"metric={name} needs {lacking}") as caught:
-            make_metric(name, without, full)
+            bind(METRICS.chosen(name), without, full)
         assert "\n" not in str(caught.value)
     else:
-        value = float(make_metric(name, without, full).value(logits))
+        value = float(bind(METRICS.chosen(name), without, full).value(logits))
         assert value == pytest.approx(naive_metric(name, rows, logits, full), abs=1e-10)
 
 

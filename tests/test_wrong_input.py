@@ -18,14 +18,14 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case(tmp_path_factory.mktemp("case"))
 
 
-IN_MEMORY = [name for name in METHODS if name != "random"]
+IN_MEMORY = [name for name in METHODS.built_in if name != "random"]
 WRONG: list[tuple[str, list[str]]] = [
     # groups
     ("task=foo", ["task=foo does not exist", "ioi", "pairs"]),
     ("model=foo", ["model=foo does not exist", "pocket", "gpt2"]),
     ("method=foo", ["method=foo does not exist", "acdc"]),
     ("metric=foo", ["metric=foo does not exist", "kl_div", "logit_diff"]),
-    ("ablation=foo", ["ablation=foo does not exist", "corrupted, mean, noise, zero"]),
+    ("ablation=foo", ["ablation=foo does not exist", "corrupted, mean, noise"]),
     ("patch=foo", ["patch=foo does not exist", "activation"]),
     ("tracker=foo", ["tracker=foo does not exist", "none, wandb"]),
     ("job=foo", ["job=foo does not exist", "discover"]),
@@ -64,8 +64,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("tracker.tags=x", ["tracker.tags=x", "a list"]),
     # values
     ("task.check=maybe", ["task.check=maybe", "error, warn, off"]),
-    ("method.engine=fast", ["method.engine=fast", "incremental, full"]),
-    ("patch.direction=up", ["patch.direction=up", "noise, denoise or both"]),
+    ("method.engine=fast", ["method.engine=fast", "incremental or full"]),
+    ("patch.direction=up", ["patch.direction=up", "noise, denoise, both"]),
     ("patch.by=token", ["patch.by=token", "auto, position, head"]),
     ("job=patch patch.site=residual", ["patch.site=residual", "resid_pre, resid_mid"]),
     ("job=patch patch.site=mlp_out patch.by=head", ["patch.by=head", "auto or position"]),

@@ -11,155 +11,144 @@ the decisions are those of testing one at a time.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, OnlyProgress, Store
+from acdc.discovery.base import Decision, Method, NoObserver, NoStore, Observer, OnlyProgress, Store
 from acdc.discovery.near_ties import NearTies
 from acdc.discovery.shortlist import SHORTLISTS, check_shortlist, make_shortlist
 from acdc.discovery.verifier import Verifier
 from acdc.engine.lookahead import Lookahead
 from acdc.engine.mask import EdgeMask
-from acdc.engine.memory import check_memory
 from acdc.engine.pruning import PruningEngine, make_pruning_engine
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
+from acdc.settings import option, shown
 
 log = logging.getLogger(__name__)
 ENGINES = ("incremental", "full")
 MOST_PENDING = 1000  # decisions that await a check, and that a killed run makes again
 
-TO_KEEP_MORE = "give a lower method.threshold"
-
 
 @dataclass(frozen=True)
-class Settings:
-    """ACDC's options.
+class ACDC(Method):
+    """ACDC (Conmy et al. 2023): greedy pruning from the output backward, with the original's order and rules."""
 
-    Attributes
-    ----------
-    threshold: τ; an edge is kept if and only if its effect is at least τ. None takes the task's own.
-    projection_edges: also test one edge per q, k and v of every head, as the original does.
-    engine: `incremental` or `full`; they decide alike.
-    batch_size: candidates tested at once, or `auto`; it changes no decision.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    verify_every: compare every so-many-th test with the full engine; `auto` spends about 2% of the time on it, 0 never.
-    shortlist: a method that scores edges (`eap`, `eap_ig`, …): what it does not rule out is tested first, or only.
-        None tests every edge in the original's order.
-    shortlist_share: the share of edges that it does not rule out, those of the largest scores by size.
-    shortlist_only: edges that are ruled out go untested, when their receiver's turn comes; else they are tested behind
-        its others.
-    shortlist_compare: also run plain ACDC, and say how many edges are kept by one of them only.
-    tie_tolerance: ε. An effect so close to the threshold that rounding might decide is settled by a full evaluation in
-        float64 on the CPU (`near_ties`). How close that is follows from the rounding that the run measures; before it
-        has, it is ε·(1 + |loss| + RMS of the model's logits), for float32, and lower precision widens it in proportion.
-        0 settles and measures nothing.
-    """
+    scores_every_edge: ClassVar[bool] = False
+    to_keep_more: ClassVar[str] = "give a lower method.threshold"
 
     name: str = "acdc"
-    threshold: float | None = None
-    projection_edges: bool = False
-    engine: str = "incremental"
-    batch_size: int | str = "auto"
-    memory_gb: float | None = None
-    verify_every: int | str = "auto"
-    shortlist: str | None = None
-    shortlist_share: float = 0.5
-    shortlist_only: bool = True
-    shortlist_compare: bool = True
-    tie_tolerance: float = 1e-6
+    threshold: float | None = option(
+        None,
+        "τ: an edge stays if removing it raises the loss by τ or more; null takes the task's own for the metric",
+    )
+    projection_edges: bool = option(False, "also test one edge per q, k, v of every head, as the original does")
+    engine: str = option("incremental", "incremental or full: how the loss is computed; they decide alike", ENGINES)
+    batch_size: int | Literal["auto"] = option(
+        "auto", "candidates tested at once, auto or a number; changes no decision", least=1
+    )
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
+    verify_every: int | Literal["auto"] = option(
+        "auto",
+        "compare every so-many-th test with the full engine; auto: about 2% of the time, 0: never",
+        least=0,
+    )
+    shortlist: str | None = option(
+        None,
+        "eap, eap_ig, clean_corrupted, exact, hisp, information_flow or random: what its scores do not rule"
+        " out is tested first, or only; null tests all in the original's order",
+        SHORTLISTS,
+    )
+    shortlist_share: float = option(
+        0.5,
+        "the share of edges that it does not rule out, those of the largest scores by size",
+        above=0,
+        below=1,
+    )
+    shortlist_only: bool = option(
+        True,
+        "edges ruled out go untested; false tests them behind the others of their receiver",
+    )
+    shortlist_compare: bool = option(True, "also run plain ACDC and say how many edges only one of them keeps")
+    tie_tolerance: float = option(
+        1e-06,
+        "ε: the unit that rounding is measured in, and where an effect is settled in float64 before it is; 0: never",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ConfigError(f"method.threshold={self.threshold} is not allowed: give a finite number, or null")
-        if self.engine not in ENGINES:
-            raise ConfigError(f"method.engine={self.engine} is not known: choose one of {', '.join(ENGINES)}")
-        if self.batch_size != "auto" and (type(self.batch_size) is not int or self.batch_size < 1):
-            raise ConfigError(f"method.batch_size={self.batch_size} is not allowed: give auto or a number from 1 up")
-        if self.verify_every != "auto" and (not isinstance(self.verify_every, int) or self.verify_every < 0):
+        super().__post_init__()
+        for key in ("shortlist_share", "shortlist_only", "shortlist_compare"):
+            value = getattr(self, key)
+            if self.shortlist is None and value != getattr(ACDC, key):
+                raise ConfigError(f"method.{key}={shown(value)} has no effect without method.shortlist: give both")
+
+    def check(self, experiment: Experiment) -> None:
+        self.threshold_on(experiment)
+
+    def threshold_on(self, experiment: Experiment) -> float:
+        """The threshold that is used.
+
+        Raises
+        ------
+        ConfigError: none is given and none is known for this task and metric, or the shortlist cannot be made.
+        """
+        if self.shortlist is not None:
+            check_shortlist(experiment, self.shortlist)
+        threshold = self.threshold if self.threshold is not None else experiment.default_threshold
+        if threshold is None:
             raise ConfigError(
-                f"method.verify_every={self.verify_every} is not allowed: give auto or a number from 0 up"
+                f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
+                " give method.threshold=NUMBER"
             )
-        check_memory(self.memory_gb)
-        if self.shortlist is not None and self.shortlist not in SHORTLISTS:
-            raise ConfigError(
-                f"method.shortlist={self.shortlist} is not known: choose one of {', '.join(SHORTLISTS)}, or null"
-            )
-        if not 0 < self.shortlist_share < 1:
-            raise ConfigError(
-                f"method.shortlist_share={self.shortlist_share} is not allowed: give a number between 0 and 1"
-            )
-        for option in ("shortlist_share", "shortlist_only", "shortlist_compare"):
-            value = getattr(self, option)
-            if self.shortlist is None and value != getattr(Settings, option):
-                shown = str(value).lower()
-                raise ConfigError(f"method.{option}={shown} has no effect without method.shortlist: give both")
-        if self.tie_tolerance < 0:
-            raise ConfigError(f"method.tie_tolerance={self.tie_tolerance} is not allowed: give 0 or more")
+        return threshold
 
+    def resolved(self, experiment: Experiment) -> dict[str, Any]:
+        return {"threshold": self.threshold_on(experiment)}
 
-def check(experiment: Experiment, settings: Settings) -> float:
-    """The threshold.
+    def discover(
+        self,
+        experiment: Experiment,
+        observer: Observer | None = None,
+        replay: Sequence[Decision] = (),
+        store: Store | None = None,
+    ) -> Circuit:
+        """Prune the experiment's model to a circuit.
 
-    Raises
-    ------
-    ConfigError: none is given and none is known for this task and metric, or the shortlist cannot be made.
-    """
-    if settings.shortlist is not None:
-        check_shortlist(experiment, settings.shortlist)
-    threshold = settings.threshold if settings.threshold is not None else experiment.default_threshold
-    if threshold is None:
-        raise ConfigError(
-            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
-            " give method.threshold=NUMBER"
-        )
-    return threshold
+        Parameters
+        ----------
+        replay: decisions of an interrupted run, in order; they are taken over, not tested again. store: keeps
+            the shortlist, where there is one.
 
-
-def resolved(experiment: Experiment, settings: Settings) -> dict[str, float]:
-    """The threshold that is used."""
-    return {"threshold": check(experiment, settings)}
-
-
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Prune the experiment's model to a circuit.
-
-    Parameters
-    ----------
-    replay: decisions of an interrupted run, in order; they are taken over, not tested again. store: keeps
-        the shortlist, where there is one.
-
-    Raises
-    ------
-    ConfigError: as in `check`.
-    RunError: the decisions to replay are not those of such a run.
-    """
-    threshold = check(experiment, settings)
-    observer = observer or NoObserver()
-    if settings.shortlist is None:
-        return prune(experiment, settings, threshold, observer, replay)
-    shortlist = make_shortlist(experiment, settings.shortlist, settings.shortlist_share, store or NoStore())
-    circuit = prune(experiment, settings, threshold, observer, replay, shortlist, settings.shortlist_only)
-    circuit.metrics["ruled_out"] = len(shortlist)
-    if settings.shortlist_compare:
-        plain = prune(experiment, settings, threshold, OnlyProgress(observer))
-        circuit.metrics["plain_edges"] = len(plain)
-        circuit.metrics["plain_differs"] = len(set(plain) ^ set(circuit))
-    return circuit
+        Raises
+        ------
+        ConfigError: as in `check`.
+        RunError: the decisions to replay are not those of such a run.
+        """
+        threshold = self.threshold_on(experiment)
+        observer = observer or NoObserver()
+        if self.shortlist is None:
+            return prune(experiment, self, threshold, observer, replay)
+        shortlist = make_shortlist(experiment, self.shortlist, self.shortlist_share, store or NoStore())
+        circuit = prune(experiment, self, threshold, observer, replay, shortlist, self.shortlist_only)
+        circuit.metrics["ruled_out"] = len(shortlist)
+        if self.shortlist_compare:
+            plain = prune(experiment, self, threshold, OnlyProgress(observer))
+            circuit.metrics["plain_edges"] = len(plain)
+            circuit.metrics["plain_differs"] = len(set(plain) ^ set(circuit))
+        return circuit
 
 
 def prune(
     experiment: Experiment,
-    settings: Settings,
+    settings: ACDC,
     threshold: float,
     observer: Observer,
     replay: Sequence[Decision] = (),
@@ -215,7 +204,7 @@ class _Pruning:
     """
 
     experiment: Experiment
-    settings: Settings
+    settings: ACDC
     threshold: float
     observer: Observer
     replay: list[Decision]

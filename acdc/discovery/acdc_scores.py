@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from acdc.discovery import acdc
 from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, Store
 from acdc.discovery.near_ties import NearTies
 from acdc.discovery.scores import to_circuit
-from acdc.discovery.selection import SelectionSettings, check_selection
+from acdc.discovery.selection import SelectingMethod
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.settings import option
 
 _SECONDS_BETWEEN_SAVES = 5.0
 
@@ -32,84 +34,89 @@ SCORE = "the largest threshold of the grid at which ACDC keeps the edge; 0 if it
 
 
 @dataclass(frozen=True)
-class Settings(SelectionSettings):
-    """Options, besides how edges are chosen by their scores; of edges that survive as long, those tested first.
-
-    Attributes
-    ----------
-    thresholds: the grid. None: ten, evenly on a logarithmic scale from a thirtieth to thirty times the task's own.
-    nested: an edge gone at a threshold stays gone at larger ones, untested: an approximation, with half the tests.
-    engine, batch_size, memory_gb, verify_every, tie_tolerance: as of `acdc`.
-    """
+class ACDCScores(SelectingMethod):
+    """ACDC as scores: the largest threshold of a grid that each edge survives; one run over the whole grid."""
 
     name: str = "acdc_scores"
-    thresholds: list[float] | None = None
-    nested: bool = False
-    engine: str = "incremental"
-    batch_size: int | str = "auto"
-    memory_gb: float | None = None
-    verify_every: int | str = "auto"
-    tie_tolerance: float = 1e-6
+    thresholds: list[float] | None = option(
+        None,
+        "the grid, such as [0.003,0.01,0.03]; null: ten around the task's own, from a thirtieth to thirty times",
+        above=0,
+    )
+    nested: bool = option(
+        False,
+        "an edge gone at a threshold stays gone at larger ones, untested: an approximation, with half the tests",
+    )
+    engine: str = option("incremental", "as of method=acdc, and so are the next ones")
+    batch_size: int | Literal["auto"] = option(
+        "auto", "candidates tested at once, auto or a number; changes no decision"
+    )
+    memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free")
+    verify_every: int | Literal["auto"] = option(
+        "auto",
+        "compare every so-many-th test with the full engine; auto: about 2% of the time, 0: never",
+    )
+    tie_tolerance: float = option(
+        1e-06,
+        "ε: the unit that rounding is measured in, and where an effect is settled in float64 before it is; 0: never",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.acdc
-        if self.thresholds is not None and not (self.thresholds and all(0 < t < math.inf for t in self.thresholds)):
-            raise ConfigError(
-                f"method.thresholds={self.thresholds} is not allowed: give numbers above 0, such as [0.01,0.03,0.1], or"
-                " null"
-            )
+        if self.thresholds == []:
+            raise ConfigError("method.thresholds=[] is not allowed: give numbers above 0, such as [0.01,0.03], or null")
 
     @property
-    def acdc(self) -> acdc.Settings:
+    def acdc(self) -> acdc.ACDC:
         """The same options as ACDC's own."""
         names = ("engine", "batch_size", "memory_gb", "verify_every", "tie_tolerance")
-        return acdc.Settings(**{name: getattr(self, name) for name in names})
+        return acdc.ACDC(**{name: getattr(self, name) for name in names})
 
+    def check(self, experiment: Experiment) -> None:
+        super().check(experiment)
+        self.grid(experiment)
 
-def check(experiment: Experiment, settings: Settings) -> list[float]:
-    """The grid, from the smallest threshold up.
+    def grid(self, experiment: Experiment) -> list[float]:
+        """The thresholds, from the smallest up.
 
-    Raises
-    ------
-    ConfigError: none is given, and the task has none of its own for this metric; more edges are asked for than there
-    are.
-    """
-    check_selection(experiment.graph, settings)
-    if settings.thresholds is not None:
-        return sorted(set(settings.thresholds))
-    own = experiment.default_threshold
-    if own is None:
-        raise ConfigError(
-            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
-            " give method.thresholds=[…]"
-        )
-    return [own * 30 ** (i / 4.5 - 1) for i in range(10)]
+        Raises
+        ------
+        ConfigError: none is given, and the task has none of its own for this metric; more edges are asked for than
+        there are.
+        """
+        if self.thresholds is not None:
+            return sorted(set(self.thresholds))
+        own = experiment.default_threshold
+        if own is None:
+            raise ConfigError(
+                f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name}:"
+                " give method.thresholds=[…]"
+            )
+        return [own * 30 ** (i / 4.5 - 1) for i in range(10)]
 
+    def resolved(self, experiment: Experiment) -> dict[str, Any]:
+        """The grid that is used."""
+        return super().resolved(experiment) | {"thresholds": self.grid(experiment)}
 
-def resolved(experiment: Experiment, settings: Settings) -> dict[str, list[float]]:
-    """The grid that is used."""
-    return {"thresholds": check(experiment, settings)}
+    def discover(
+        self,
+        experiment: Experiment,
+        observer: Observer | None = None,
+        replay: Sequence[Decision] = (),
+        store: Store | None = None,
+    ) -> Circuit:
+        """Run ACDC at every threshold; an edge's score is the largest one at which it is kept, 0 if there is none.
 
+        `metrics` has `tested` and `shared`, the decisions of all runs that were evaluated and that were taken over
+        from the run before, and `sizes`, the edges kept at each threshold.
 
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Run ACDC at every threshold; an edge's score is the largest one at which it is kept, 0 if there is none.
-
-    `metrics` has `tested` and `shared`, the decisions of all runs that were evaluated and that were taken over from the
-    run before, and `sizes`, the edges kept at each threshold.
-
-    Raises
-    ------
-    ConfigError: see `check`.
-    """
-    thresholds = check(experiment, settings)
-    return _Grid(experiment, settings, thresholds, observer or NoObserver(), store or NoStore()).run()
+        Raises
+        ------
+        ConfigError: see `check`.
+        """
+        self.check(experiment)
+        thresholds = self.grid(experiment)
+        return _Grid(experiment, self, thresholds, observer or NoObserver(), store or NoStore()).run()
 
 
 @dataclass
@@ -117,7 +124,7 @@ class _Grid:
     """One run over the grid. `shared`: of each threshold, the decisions taken over from the one before."""
 
     experiment: Experiment
-    settings: Settings
+    settings: ACDCScores
     thresholds: list[float]
     observer: Observer
     store: Store

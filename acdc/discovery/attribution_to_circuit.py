@@ -11,24 +11,23 @@ Effects are shares of the way between the clean and the corrupted metric.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from acdc import discovery
 from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, NoObserver, Observer, Store
+from acdc.discovery.base import Decision, Method, NoObserver, Observer, Store
+from acdc.discovery.eap import EAP
 from acdc.discovery.scores import check_gradients, check_two_runs
-from acdc.discovery.selection import SelectionSettings
 from acdc.engine.full import FullEngine
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.mask import EdgeMask
-from acdc.engine.memory import budget_bytes, check_memory
+from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -36,111 +35,102 @@ from acdc.graph import Edge
 from acdc.metrics import recovery
 from acdc.patching import path
 from acdc.patching.base import batch_bytes, blocks, ends, runs_of
+from acdc.settings import option
 
-TO_KEEP_MORE = "give a lower method.node_limit or method.path_limit"
 SCORE = (
     "the larger effect, by size, of noising and denoising the direct path; 1 is all of the way from corrupted to clean"
 )
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Options.
+class AttributionToCircuit(Method):
+    """From hypothesis to circuit, as by hand: attribute, patch the best nodes, path-patch between those that matter."""
 
-    Attributes
-    ----------
-    candidates: heads and MLPs that are patched, the best by attribution.
-    node_limit: a candidate survives if noising it loses, or denoising it recovers, at least this share of the way
-        between clean and corrupted, or moves as much the other way.
-    path_limit: the same for a direct path.
-    compare: run ACDC too, at the task's threshold, and say what the two circuits share and what each recovers.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
+    scores_every_edge: ClassVar[bool] = False
+    to_keep_more: ClassVar[str] = "give a lower method.node_limit or method.path_limit"
 
     name: str = "attribution_to_circuit"
-    candidates: int = 16
-    node_limit: float = 0.02
-    path_limit: float = 0.005
-    compare: bool = True
-    memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        check_memory(self.memory_gb)
-        if self.candidates < 1:
-            raise ConfigError(f"method.candidates={self.candidates} is not allowed: give 1 or more")
-        for option in ("node_limit", "path_limit"):
-            if not 0 <= getattr(self, option) < math.inf:
-                raise ConfigError(f"method.{option}={getattr(self, option)} is not allowed: give 0 or more")
-
-
-def check(experiment: Experiment, settings: Settings) -> None:
-    """What cannot be done is refused.
-
-    Raises
-    ------
-    ConfigError: an ablation other than `corrupted`; a comparison with ACDC where the task has no threshold. TaskError:
-    the metric is the same on clean and corrupted prompts.
-    """
-    named = SelectionSettings(settings.name)  # the first step's demands, in this method's name
-    check_gradients(experiment, named)
-    check_two_runs(experiment, named, "another method")
-    path.check(experiment, path.Settings())
-    if settings.compare and experiment.default_threshold is None:
-        raise ConfigError(
-            f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name} to run ACDC"
-            " with: give method.compare=false"
-        )
-
-
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Find the circuit; an edge's score is the larger of its path's two effects, by size.
-
-    `metrics["steps"]` tells what each step found: `attributed` (every node's estimate), `patched` (noising and
-    denoising effect of each candidate) and `survivors`. A killed run begins again.
-
-    Raises
-    ------
-    ConfigError, TaskError: see `check`.
-    """
-    check(experiment, settings)
-    observer, metric = observer or NoObserver(), experiment.metric
-    observer.started(experiment.graph, metric.from_loss(metric.loss_of_model(experiment.clean_logits)))
-    attributed = attribute(experiment, settings.memory_gb)
-    observer.progressed(1, 3, {})
-    candidates = sorted(attributed, key=lambda node: -abs(attributed[node]))[: settings.candidates]
-    patched = patch_nodes(experiment, candidates, settings.memory_gb)
-    survivors = [node for node in candidates if max(map(abs, patched[node])) >= settings.node_limit]
-    observer.progressed(2, 3, {})
-    effects = patch_paths(experiment, survivors, settings.memory_gb)
-    observer.progressed(3, 3, {})
-    found = {edge: effect for edge, effect in effects.items() if abs(effect) >= settings.path_limit}
-    circuit = Circuit(
-        experiment.graph,
-        Circuit(experiment.graph, found).on_path().edges,
-        effects,
-        model=experiment.model.name,
-        task=experiment.task.name,
-        method={**asdict(settings), "score": SCORE},
+    candidates: int = option(16, "heads and MLPs that are patched, the best by attribution", least=1)
+    node_limit: float = option(
+        0.02,
+        "a candidate survives if noising or denoising it moves the metric by this share of the way from clean"
+        " to corrupted",
+        least=0,
     )
-    circuit.metrics = {
-        "decisions": 0,
-        "near_ties": 0,
-        "scored": len(effects),
-        "steps": {
-            "attributed": attributed,
-            "patched": {node: {"noise": noise, "denoise": denoise} for node, (noise, denoise) in patched.items()},
-            "survivors": survivors,
-        },
-    }
-    if settings.compare:
-        circuit.metrics["acdc"] = beside_acdc(experiment, circuit, settings.memory_gb)
-    return circuit
+    path_limit: float = option(0.005, "the same for a direct path between survivors", least=0)
+    compare: bool = option(
+        True,
+        "run ACDC too, at the task's threshold, and say what the two circuits share and what each recovers",
+    )
+    memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free", above=0)
+
+    def check(self, experiment: Experiment) -> None:
+        """What cannot be done is refused.
+
+        Raises
+        ------
+        ConfigError: an ablation other than `corrupted`; a comparison with ACDC where the task has no threshold.
+        TaskError: the metric is the same on clean and corrupted prompts.
+        """
+        named = EAP(name=self.name)  # the first step's demands, in this method's name
+        check_gradients(experiment, named)
+        check_two_runs(experiment, named, "another method")
+        path.check(experiment, path.Settings())
+        if self.compare and experiment.default_threshold is None:
+            raise ConfigError(
+                f"task={experiment.task.name} has no threshold of its own for metric={experiment.metric_name} to"
+                " run ACDC with: give method.compare=false"
+            )
+
+    def discover(
+        self,
+        experiment: Experiment,
+        observer: Observer | None = None,
+        replay: Sequence[Decision] = (),
+        store: Store | None = None,
+    ) -> Circuit:
+        """Find the circuit; an edge's score is the larger of its path's two effects, by size.
+
+        `metrics["steps"]` tells what each step found: `attributed` (every node's estimate), `patched` (noising and
+        denoising effect of each candidate) and `survivors`. A killed run begins again.
+
+        Raises
+        ------
+        ConfigError, TaskError: see `check`.
+        """
+        self.check(experiment)
+        observer, metric = observer or NoObserver(), experiment.metric
+        observer.started(experiment.graph, metric.from_loss(metric.loss_of_model(experiment.clean_logits)))
+        attributed = attribute(experiment, self.memory_gb)
+        observer.progressed(1, 3, {})
+        candidates = sorted(attributed, key=lambda node: -abs(attributed[node]))[: self.candidates]
+        patched = patch_nodes(experiment, candidates, self.memory_gb)
+        survivors = [node for node in candidates if max(map(abs, patched[node])) >= self.node_limit]
+        observer.progressed(2, 3, {})
+        effects = patch_paths(experiment, survivors, self.memory_gb)
+        observer.progressed(3, 3, {})
+        found = {edge: effect for edge, effect in effects.items() if abs(effect) >= self.path_limit}
+        circuit = Circuit(
+            experiment.graph,
+            Circuit(experiment.graph, found).on_path().edges,
+            effects,
+            model=experiment.model.name,
+            task=experiment.task.name,
+            method={**asdict(self), "score": SCORE},
+        )
+        circuit.metrics = {
+            "decisions": 0,
+            "near_ties": 0,
+            "scored": len(effects),
+            "steps": {
+                "attributed": attributed,
+                "patched": {node: {"noise": noise, "denoise": denoise} for node, (noise, denoise) in patched.items()},
+                "survivors": survivors,
+            },
+        }
+        if self.compare:
+            circuit.metrics["acdc"] = beside_acdc(experiment, circuit, self.memory_gb)
+        return circuit
 
 
 def beside_acdc(experiment: Experiment, circuit: Circuit, memory_gb: float | None = None) -> dict[str, Any]:

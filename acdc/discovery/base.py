@@ -1,15 +1,18 @@
-"""What the discovery algorithms share: a decision, those who watch, and what outlives a killed run."""
+"""What the discovery algorithms share: what a method is, a decision, those who watch, what outlives a killed run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, ClassVar, Protocol
 
+from torch import Tensor
+
+from acdc.circuit import Circuit
+from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from acdc.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,58 @@ class NoStore:
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         return
+
+
+@dataclass(frozen=True)
+class Method(Settings, ABC):
+    """A discovery method: its options are fields, and `discover` finds a circuit.
+
+    Attributes
+    ----------
+    scores_every_edge : whether the circuit's `tested` has a score for every edge of the model, so that circuits of any
+        size can be made of it.
+    to_keep_more : what to give for a larger circuit, said where no edge is left on a path; empty says nothing.
+    """
+
+    GROUP: ClassVar[str] = "method"
+    scores_every_edge: ClassVar[bool] = True
+    to_keep_more: ClassVar[str] = ""
+
+    name: str = ""
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse what the method cannot do on this experiment, before anything is written.
+
+        Raises
+        ------
+        ConfigError, TaskError
+            In one line what does not fit, and what to give instead.
+        """
+
+    def resolved(self, experiment: Experiment) -> dict[str, Any]:
+        """The values that stand for null and `auto` among the options, as far as they are known beforehand."""
+        return {}
+
+    @abstractmethod
+    def discover(
+        self,
+        experiment: Experiment,
+        observer: Observer | None = None,
+        replay: Sequence[Decision] = (),
+        store: Store | None = None,
+    ) -> Circuit:
+        """Find a circuit.
+
+        Parameters
+        ----------
+        observer : is told how far the method is.
+        replay : decisions of an interrupted run, in order; they are taken over, not tested again.
+        store : keeps what lets an interrupted run go on, for a method that makes no decisions.
+
+        Raises
+        ------
+        ConfigError, TaskError
+            As `check`.
+        RunError
+            The run cannot go on from what was kept, or what it finds is no number.
+        """

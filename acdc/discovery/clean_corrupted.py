@@ -5,43 +5,34 @@ Two passes instead of EAP-IG's many, and enough where a metric has no slope at t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import ScoringSettings, add_up, check_gradients, check_two_runs, gradient_work, to_circuit
+from torch import Tensor
+
+from acdc.discovery.base import Observer, Store
+from acdc.discovery.scores import BlockMethod, add_up, check_gradients, check_two_runs, gradient_work
 from acdc.engine.gradients import Replaced
 from acdc.experiment import Experiment
 
-SCORE = (
-    "(corrupted − clean) output of the sender times the mean of the loss's gradients at the receiver in the clean and"
-    " in the corrupted run; positive means that the edge helps"
-)
-
 
 @dataclass(frozen=True)
-class Settings(ScoringSettings):
-    """The method's options; see `ScoringSettings`."""
+class CleanCorrupted(BlockMethod):
+    """EAP with the mean of the gradients in the clean and in the corrupted run (MIB): two passes."""
+
+    meaning: ClassVar[str] = (
+        "(corrupted − clean) output of the sender times the mean of the loss's gradients at the receiver in the"
+        " clean and in the corrupted run; positive means that the edge helps"
+    )
 
     name: str = "clean_corrupted"
 
+    def check(self, experiment: Experiment) -> None:
+        """ConfigError for an ablation other than `corrupted`; see also `check_gradients`."""
+        check_gradients(experiment, self)
+        check_two_runs(experiment, self, "method=eap")
 
-def check(experiment: Experiment, settings: Settings) -> None:
-    """ConfigError for an ablation other than `corrupted`; see also `check_gradients`."""
-    check_gradients(experiment, settings)
-    check_two_runs(experiment, settings, "method=eap")
-
-
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Score every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
-    check(experiment, settings)
-    runs = [lambda block: None, lambda block: Replaced("inputs", 0, block.ablated.inputs)]
-    work = gradient_work(experiment, runs, settings.memory_gb)
-    return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
+        runs = [lambda block: None, lambda block: Replaced("inputs", 0, block.ablated.inputs)]
+        work = gradient_work(experiment, runs, self.memory_gb)
+        return add_up(experiment, work, observer, store)

@@ -12,89 +12,70 @@ Both as in the authors' code and in MIB's; their paper has α = 1/n, … 1 for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from acdc.ablation import Values
-from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer, Store
+from acdc.discovery.base import Observer, Store
 from acdc.discovery.scores import (
-    ScoringSettings,
+    BlockMethod,
     add_up,
     check_gradients,
     check_slope,
     check_two_runs,
     gradient_work,
-    to_circuit,
 )
 from acdc.engine.gradients import Replaced
-from acdc.errors import ConfigError
 from acdc.experiment import Experiment
+from acdc.settings import option
 
 WAYS = ("inputs", "activations")
-SCORE = (
-    "(ablated − clean) output of the sender times the loss's gradient at the receiver, its mean over runs between the"
-    " corrupted and the clean one; positive means that the edge helps"
-)
 
 
 @dataclass(frozen=True)
-class Settings(ScoringSettings):
-    """EAP-IG's options.
+class EAPIG(BlockMethod):
+    """EAP-IG (Hanna et al. 2024): EAP with the gradient's mean over runs on the way from corrupted to clean."""
 
-    Attributes
-    ----------
-    interpolate: `inputs` or `activations`: what is changed step by step from corrupted to clean.
-    steps: how many runs there are on the way (of each group of senders, with `activations`).
-    """
+    meaning: ClassVar[str] = (
+        "(ablated − clean) output of the sender times the loss's gradient at the receiver, its mean over runs"
+        " between the corrupted and the clean one; positive means that the edge helps"
+    )
 
     name: str = "eap_ig"
-    interpolate: str = "inputs"
-    steps: int = 5
+    interpolate: str = option(
+        "inputs",
+        "between corrupted and clean: inputs (the embedding) or activations (of each layer's heads, MLP)",
+        WAYS,
+    )
+    steps: int = option(5, "runs on the way; with activations, of each group of senders", least=1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.interpolate not in WAYS:
-            raise ConfigError(f"method.interpolate={self.interpolate} is not known: choose one of {', '.join(WAYS)}")
-        if self.steps < 1:
-            raise ConfigError(f"method.steps={self.steps} is not allowed: give 1 or more")
+    def check(self, experiment: Experiment) -> None:
+        """What cannot be done is refused.
 
+        Raises
+        ------
+        ConfigError: with `inputs`, an ablation other than `corrupted`; with `activations` and a single step, which is
+        the clean run, a metric without a slope there; see also `check_gradients`.
+        """
+        check_gradients(experiment, self)
+        if self.interpolate == "inputs":
+            check_two_runs(experiment, self, "method.interpolate=activations")
+        elif self.steps == 1:
+            check_slope(experiment, self)
 
-def check(experiment: Experiment, settings: Settings) -> None:
-    """What cannot be done is refused.
-
-    Raises
-    ------
-    ConfigError: with `inputs`, an ablation other than `corrupted`; with `activations` and a single step, which is the
-    clean run, a metric without a slope there; see also `check_gradients`.
-    """
-    check_gradients(experiment, settings)
-    if settings.interpolate == "inputs":
-        check_two_runs(experiment, settings, "method.interpolate=activations")
-    elif settings.steps == 1:
-        check_slope(experiment, settings)
-
-
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Score every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
-    check(experiment, settings)
-    n, config = settings.steps, experiment.model.config
-    if settings.interpolate == "inputs":
-        runs = [_between("inputs", 0, k / n) for k in range(n)]
-    else:
-        kinds = ("heads",) if config.attn_only else ("heads", "mlp")
-        groups = [("inputs", 0), *((kind, layer) for layer in range(config.n_layers) for kind in kinds)]
-        runs = [_between(*group, k / n) for group in groups for k in range(1, n + 1)]
-    work = gradient_work(experiment, runs, settings.memory_gb)
-    return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
+        n, config = self.steps, experiment.model.config
+        if self.interpolate == "inputs":
+            runs = [_between("inputs", 0, k / n) for k in range(n)]
+        else:
+            kinds = ("heads",) if config.attn_only else ("heads", "mlp")
+            groups = [("inputs", 0), *((kind, layer) for layer in range(config.n_layers) for kind in kinds)]
+            runs = [_between(*group, k / n) for group in groups for k in range(1, n + 1)]
+        work = gradient_work(experiment, runs, self.memory_gb)
+        return add_up(experiment, work, observer, store)
 
 
 def _between(kind: str, layer: int, clean_share: float) -> Callable[[Experiment], Replaced]:

@@ -7,61 +7,49 @@ for many edges at once (`acdc.engine.resumed`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
-from acdc.discovery.selection import check_selection
+from acdc.discovery.base import Observer, Store
+from acdc.discovery.scores import BlockMethod, Piece, Work, add_up
 from acdc.engine.gradients import bytes_per_row, sender_changes
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
 
-SCORE = "the loss with only this edge removed − the loss of the full model: positive means that the edge helps"
 _MOST_BYTES = 2**28  # of one batch: larger ones are no faster
 
 
 @dataclass(frozen=True)
-class Settings(ScoringSettings):
-    """The method's options; see `ScoringSettings`."""
+class Exact(BlockMethod):
+    """Every edge's own effect: the loss with only this edge removed, minus the full model's."""
+
+    meaning: ClassVar[str] = (
+        "the loss with only this edge removed − the loss of the full model: positive means that the edge helps"
+    )
 
     name: str = "exact"
 
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
+        receivers = [receiver for receiver, _ in experiment.graph.test_order]
 
-def check(experiment: Experiment, settings: Settings) -> None:
-    """ConfigError where more edges are asked for than there are."""
-    check_selection(experiment.graph, settings)
+        def pieces(block: Experiment) -> Iterator[Piece]:
+            made: list[Effects] = []  # with the first piece that is computed
 
+            def piece(receiver: str) -> Tensor:
+                made[:] = made or [Effects(block, self.memory_gb)]
+                return made[0].into(receiver)
 
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Measure every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
-    check(experiment, settings)
-    receivers = [receiver for receiver, _ in experiment.graph.test_order]
+            for receiver in receivers:
+                yield partial(piece, receiver)
 
-    def pieces(block: Experiment) -> Iterator[Piece]:
-        made: list[Effects] = []  # with the first piece that is computed
-
-        def piece(receiver: str) -> Tensor:
-            made[:] = made or [Effects(block, settings.memory_gb)]
-            return made[0].into(receiver)
-
-        for receiver in receivers:
-            yield partial(piece, receiver)
-
-    work = Work(pieces, len(receivers), bytes_per_row(experiment), settings.memory_gb)
-    return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
+        work = Work(pieces, len(receivers), bytes_per_row(experiment), self.memory_gb)
+        return add_up(experiment, work, observer, store)
 
 
 class Effects:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import NoObserver, NoStore, Observer, Store
+from acdc.discovery.base import Method, NoObserver, NoStore, Observer, Store
 from acdc.discovery.selection import least_with_path
 from acdc.engine.full import FullEngine
-from acdc.engine.memory import budget_bytes, check_memory, row_blocks
+from acdc.engine.memory import budget_bytes, row_blocks
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
-from acdc.metrics import Metric, make_metric
+from acdc.metrics import BoundMetric, KLDivergence, bind
+from acdc.settings import option
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and the ends of the stretched interval, as everybody has them
 FURTHEST = math.log(100)  # log α stays within ±, so that a gate can come back: further out there is hardly a gradient
@@ -57,44 +59,35 @@ def _stretched(s: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """What trained masks have in common.
+class TrainedMethod(Method):
+    """A method that trains masks."""
 
-    Attributes
-    ----------
-    steps: of training. batch_size: pairs at a step, each with one corrupted partner; fewer where memory is short.
-    loss: `kl_div` (to the full model's logits), `metric`, the experiment's own, or `auto`: the metric where it is a
-        distance to the model (`kl_div`, `l2`), which masks cannot drive beyond the model, and else `kl_div`.
-    seed: of the gates that are drawn. memory_gb: what temporary tensors may take; None is a share of what is free.
-    prune: drop edges that are on no path from the input to the logits.
-    """
+    steps: int = option(500, "of training", least=1)
+    batch_size: int = option(16, "pairs at a step", least=1)
+    loss: str = option(
+        "auto",
+        "kl_div (to the full model's logits) or metric, the experiment's own; auto: the metric where it is"
+        " kl_div or l2, else kl_div",
+        LOSSES,
+    )
+    seed: int = option(0, "of the gates that are drawn", least=0, below=2**63)
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
+    prune: bool = option(True, "drop edges that are on no path from the input to the logits")
 
-    name: str = ""
-    steps: int = 500
-    batch_size: int = 16
-    loss: str = "auto"
-    seed: int = 0
-    memory_gb: float | None = None
-    prune: bool = True
+    def check(self, experiment: Experiment) -> None:
+        """ConfigError for a precision that cannot be trained in."""
+        if experiment.model.dtype != torch.float32:
+            raise ConfigError(
+                f"model.dtype={str(experiment.model.dtype).removeprefix('torch.')} does not fit method={self.name},"
+                " which trains: give float32"
+            )
 
-    def __post_init__(self) -> None:
-        check_memory(self.memory_gb)
-        for option in ("steps", "batch_size"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"method.{option}={getattr(self, option)} is not allowed: give 1 or more")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"method.loss={self.loss} is not known: choose one of {', '.join(LOSSES)}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"method.seed={self.seed} is not allowed: give a whole number from 0 up")
-
-
-def check_training(experiment: Experiment, settings: TrainingSettings) -> None:
-    """ConfigError for a precision that cannot be trained in."""
-    if experiment.model.dtype != torch.float32:
-        raise ConfigError(
-            f"model.dtype={str(experiment.model.dtype).removeprefix('torch.')} does not fit method={settings.name},"
-            " which trains: give float32"
-        )
+    def resolved(self, experiment: Experiment) -> dict[str, Any]:
+        return {"loss": loss_of(experiment, self)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ class Plan:
 class Training:
     """Trains by Adam, on one batch of pairs after another."""
 
-    def __init__(self, experiment: Experiment, settings: TrainingSettings, plan: Plan) -> None:
+    def __init__(self, experiment: Experiment, settings: TrainedMethod, plan: Plan) -> None:
         self.experiment, self.settings, self.plan = experiment, settings, plan
         device = experiment.model.device
         all_of_them = plan.gates | plan.multipliers
@@ -195,14 +188,14 @@ class Training:
         return int(step)
 
 
-def loss_of(experiment: Experiment, settings: TrainingSettings) -> str:
+def loss_of(experiment: Experiment, settings: TrainedMethod) -> str:
     """The loss that is used: `kl_div` or `metric`."""
     if settings.loss != "auto":
         return settings.loss
-    return "metric" if experiment.metric_name in ("kl_div", "l2") else "kl_div"
+    return "metric" if experiment.measured.compares_with_model else "kl_div"
 
 
-def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tuple[FullEngine, Metric, float]]:
+def _batches(experiment: Experiment, settings: TrainedMethod) -> Iterator[tuple[FullEngine, BoundMetric, float]]:
     """Engine, loss and share of the weight of each batch."""
     n_rows, n_positions = experiment.batch.clean.shape
     config = experiment.model.config
@@ -216,12 +209,12 @@ def _batches(experiment: Experiment, settings: TrainingSettings) -> Iterator[tup
     rows = -(-n_rows // n_batches)
     for part in row_blocks(experiment, rows):
         own = loss_of(experiment, settings) == "metric"
-        metric = part.metric if own else make_metric("kl_div", part.readouts, part.clean_logits)
+        metric = part.metric if own else bind(KLDivergence(), part.readouts, part.clean_logits)
         yield FullEngine(part, memory_gb=_NO_LIMIT), metric, float(part.readouts.weight.sum())
 
 
 def gated_circuit(
-    experiment: Experiment, settings: TrainingSettings, scores: dict[Edge, float], kept: Iterable[Edge], meaning: str
+    experiment: Experiment, settings: TrainedMethod, scores: dict[Edge, float], kept: Iterable[Edge], meaning: str
 ) -> Circuit:
     """The circuit of trained gates; `scores`: of every edge, `meaning` says in a sentence what a score is."""
     graph, chosen = experiment.graph, {edge: scores[edge] for edge in kept}

@@ -9,57 +9,45 @@ always stay (score 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, check_gradients, check_slope, to_circuit
+from acdc.discovery.base import Observer, Store
+from acdc.discovery.scores import BlockMethod, Piece, Work, add_up, check_gradients, check_slope
 from acdc.engine.gradients import GradientRun, bytes_per_row
 from acdc.experiment import Experiment
 from acdc.graph import Graph
 
-SCORE = (
-    "the smaller importance of its two ends, |activation · gradient of the loss| as a share of the layer's norm;"
-    " importance has no sign"
-)
-
 
 @dataclass(frozen=True)
-class Settings(ScoringSettings):
-    """The method's options; see `ScoringSettings`."""
+class HISP(BlockMethod):
+    """HISP (Michel et al. 2019): importance of heads and MLPs, |activation · gradient|; an edge has its weaker"
+    " end's."""
+
+    meaning: ClassVar[str] = (
+        "the smaller importance of its two ends, |activation · gradient of the loss| as a share of the layer's norm;"
+        " importance has no sign"
+    )
 
     name: str = "hisp"
 
+    def check(self, experiment: Experiment) -> None:
+        """ConfigError where the method has nothing to say: see `check_gradients` and `check_slope`."""
+        check_gradients(experiment, self)
+        check_slope(experiment, self)
 
-def check(experiment: Experiment, settings: Settings) -> None:
-    """ConfigError where the method has nothing to say: see `check_gradients` and `check_slope`."""
-    check_gradients(experiment, settings)
-    check_slope(experiment, settings)
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
 
+        def pieces(block: Experiment) -> Iterator[Piece]:
+            yield lambda: _importance(block)
 
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Score every node and with them the edges, and keep those that `settings.select` says; ConfigError as in `check`.
-
-    What is removed does not count: the score is that of a mask on the activation, whatever the ablation.
-    """
-    check(experiment, settings)
-
-    def pieces(block: Experiment) -> Iterator[Piece]:
-        yield lambda: _importance(block)
-
-    work = Work(pieces, 1, bytes_per_row(experiment), settings.memory_gb)
-    importance = add_up(experiment, work, observer, store)[:, 0]
-    return to_circuit(experiment, settings, edge_scores(experiment.graph, importance), SCORE)
+        work = Work(pieces, 1, bytes_per_row(experiment), self.memory_gb)
+        importance = add_up(experiment, work, observer, store)[:, 0]
+        return edge_scores(experiment.graph, importance)
 
 
 def _importance(block: Experiment) -> Tensor:

@@ -10,72 +10,55 @@ embeddings too (`position_embedding=False`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from acdc.circuit import Circuit
-from acdc.discovery.base import Decision, Observer, Store
-from acdc.discovery.scores import Piece, ScoringSettings, Work, add_up, to_circuit
-from acdc.discovery.selection import check_selection
+from acdc.discovery.base import Observer, Store
+from acdc.discovery.scores import BlockMethod, Piece, Work, add_up
 from acdc.engine.gradients import bytes_per_row, sender_outputs
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import streams
-
-SCORE = (
-    "the share of the receiver's input that the sender makes in the clean run, by its proximity to that input; it has"
-    " no sign, and says nothing of the metric"
-)
+from acdc.settings import option
 
 
 @dataclass(frozen=True)
-class Settings(ScoringSettings):
-    """The method's options.
+class InformationFlow(BlockMethod):
+    """Information flow routes (Ferrando and Voita 2024): the sender's share of the receiver's input, clean run only."""
 
-    Attributes
-    ----------
-    select: greedy from the logits unless told otherwise, as in the paper and in MIB, since every receiver's shares add
-        up to 1, however little it matters.
-    position_embedding: whether position embeddings are part of what the input writes; False leaves them out, as MIB
-        does. The same where a model has none.
-    """
+    meaning: ClassVar[str] = (
+        "the share of the receiver's input that the sender makes in the clean run, by its proximity to that"
+        " input; it has no sign, and says nothing of the metric"
+    )
 
     name: str = "information_flow"
     select: str = "greedy"
-    position_embedding: bool = True
+    position_embedding: bool = option(True, "part of what the input writes; false: token embeddings only, as in MIB")
 
+    def check(self, experiment: Experiment) -> None:
+        """ConfigError where more edges are asked for than there are, or position embeddings are a sender of"
+        " their own."""
+        super().check(experiment)
+        if experiment.graph.config.split_embedding and not self.position_embedding:
+            raise ConfigError(
+                "method.position_embedding=false leaves out what is a sender of its own here, input.pos: leave"
+                " it true, or give graph.split_embedding=false"
+            )
 
-def check(experiment: Experiment, settings: Settings) -> None:
-    """ConfigError where more edges are asked for than there are, or position embeddings are a sender of their own."""
-    check_selection(experiment.graph, settings)
-    if experiment.graph.config.split_embedding and not settings.position_embedding:
-        raise ConfigError(
-            "method.position_embedding=false leaves out what is a sender of its own here, input.pos: leave it true, or"
-            " give graph.split_embedding=false"
-        )
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
+        rows_of_pair = torch.tensor(experiment.batch.source).bincount()
+        n_pairs = len(experiment.pairs)
 
+        def pieces(block: Experiment) -> Iterator[Piece]:
+            weights = 1 / (n_pairs * rows_of_pair[torch.tensor(block.batch.source)].double())
+            yield lambda: _shares(block, weights, self.position_embedding)
 
-def discover(
-    experiment: Experiment,
-    settings: Settings,
-    observer: Observer | None = None,
-    replay: Sequence[Decision] = (),
-    store: Store | None = None,
-) -> Circuit:
-    """Score every edge, and keep those that `settings.select` says; ConfigError as in `check`."""
-    check(experiment, settings)
-    rows_of_pair = torch.tensor(experiment.batch.source).bincount()
-    n_pairs = len(experiment.pairs)
-
-    def pieces(block: Experiment) -> Iterator[Piece]:
-        weights = 1 / (n_pairs * rows_of_pair[torch.tensor(block.batch.source)].double())
-        yield lambda: _shares(block, weights, settings.position_embedding)
-
-    work = Work(pieces, 1, bytes_per_row(experiment), settings.memory_gb)
-    return to_circuit(experiment, settings, add_up(experiment, work, observer, store), SCORE)
+        work = Work(pieces, 1, bytes_per_row(experiment), self.memory_gb)
+        return add_up(experiment, work, observer, store)
 
 
 @torch.no_grad()

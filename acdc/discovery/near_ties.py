@@ -11,6 +11,7 @@ from acdc.engine.mask import EdgeMask
 from acdc.engine.state import CircuitState
 from acdc.experiment import Experiment
 from acdc.graph import Edge
+from acdc.metrics import SquaredDistance
 from acdc.model.parts import LanguageModel
 from acdc.process import uses_tf32
 
@@ -82,7 +83,7 @@ class NearTies:
     def unit(self, *losses: float) -> float:
         """What rounding is expected to reach, where these losses are compared, before anything is measured."""
         loss = max(map(abs, losses))
-        slope = 1 + 2 * loss**0.5 if self.experiment.metric_name == "l2" else 1.0
+        slope = 1 + 2 * loss**0.5 if isinstance(self.experiment.measured, SquaredDistance) else 1.0
         return self.tolerance * slope * (self.scale + loss)
 
     def settle(self, mask: EdgeMask, edge: Edge) -> tuple[float, float]:

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from acdc.circuit import Circuit
-from acdc.discovery.base import NoObserver, NoStore, Observer, Store
-from acdc.discovery.selection import SelectionSettings, check_selection, select
+from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, Store
+from acdc.discovery.selection import SelectingMethod, check_selection, select
 from acdc.engine.gradients import GradientRun, Replaced, bytes_per_row, sender_changes
-from acdc.engine.memory import check_memory, row_blocks, rows_at_once
+from acdc.engine.memory import row_blocks, rows_at_once
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
+from acdc.settings import option
 
 Piece = Callable[[], Tensor]  # scores, `port sender`, of which a method's are the sum
-FLAT = ("kl_div", "l2")  # metrics that have their least value, and no slope, at the full model
 
 
 @dataclass(frozen=True)
-class ScoringSettings(SelectionSettings):
-    """How scores are computed, besides how edges are chosen by them.
+class ScoringMethod(SelectingMethod):
+    """A method that computes its scores as one tensor.
 
     Attributes
     ----------
-    memory_gb: what temporary tensors may take; None is a share of what is free. Pairs go in blocks that fit.
+    meaning : in a sentence, what a score is.
     """
 
-    memory_gb: float | None = None
+    meaning: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_memory(self.memory_gb)
+    @abstractmethod
+    def scores(self, experiment: Experiment, observer: Observer, store: Store) -> Tensor:
+        """Every edge's score, `port sender`; what lies between a port and a sender that are not joined is not read."""
+
+    def discover(
+        self,
+        experiment: Experiment,
+        observer: Observer | None = None,
+        replay: Sequence[Decision] = (),
+        store: Store | None = None,
+    ) -> Circuit:
+        """Score every edge, and keep those that `select` says."""
+        self.check(experiment)
+        observer, metric = observer or NoObserver(), experiment.metric
+        observer.started(experiment.graph, metric.from_loss(metric.loss_of_model(experiment.clean_logits)))
+        scores = self.scores(experiment, observer, store or NoStore())
+        return to_circuit(experiment, self, scores, self.meaning)
+
+
+@dataclass(frozen=True)
+class BlockMethod(ScoringMethod):
+    """A method that scores pairs in blocks that fit in memory."""
+
+    memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free", above=0)
 
 
 @dataclass(frozen=True)
@@ -53,14 +76,13 @@ class Work:
     memory_gb: float | None
 
 
-def add_up(experiment: Experiment, work: Work, observer: Observer | None, store: Store | None) -> Tensor:
+def add_up(experiment: Experiment, work: Work, observer: Observer, store: Store) -> Tensor:
     """The sum of all pieces over all rows, `port sender` in float64 on the CPU, kept in the store after each.
 
     Raises
     ------
     RunError: what is in the store is not of such a run.
     """
-    observer, store = observer or NoObserver(), store or NoStore()
     graph = experiment.graph
     scores = torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
     done, rows = 0, rows_at_once(experiment, work.bytes_per_row, work.memory_gb)
@@ -69,7 +91,6 @@ def add_up(experiment: Experiment, work: Work, observer: Observer | None, store:
             raise RunError("the stored state is of another run: start anew in another folder")
         scores, done, rows = state["scores"], int(state["done"]), int(state["rows"])
     total = work.n_pieces * -(-len(experiment.batch.clean) // rows)
-    observer.started(graph, experiment.metric.from_loss(experiment.metric.loss_of_model(experiment.clean_logits)))
     observer.progressed(done, total, {})
     number = 0
     for block in row_blocks(experiment, rows):
@@ -83,7 +104,7 @@ def add_up(experiment: Experiment, work: Work, observer: Observer | None, store:
     return scores
 
 
-def to_circuit(experiment: Experiment, settings: SelectionSettings, scores: Tensor, meaning: str) -> Circuit:
+def to_circuit(experiment: Experiment, settings: SelectingMethod, scores: Tensor, meaning: str) -> Circuit:
     """The circuit that scores `port sender` make; `meaning` says in a sentence what a score is.
 
     Raises
@@ -149,7 +170,7 @@ def products(block: Experiment, changes: Tensor, replaced: Replaced | None = Non
     return scores
 
 
-def check_gradients(experiment: Experiment, settings: SelectionSettings) -> None:
+def check_gradients(experiment: Experiment, settings: SelectingMethod) -> None:
     """What all methods that take a gradient refuse.
 
     Raises
@@ -164,16 +185,16 @@ def check_gradients(experiment: Experiment, settings: SelectionSettings) -> None
         )
 
 
-def check_slope(experiment: Experiment, settings: SelectionSettings) -> None:
+def check_slope(experiment: Experiment, settings: SelectingMethod) -> None:
     """ConfigError for a metric that has no slope where the gradient is taken, at the full model."""
-    if experiment.metric_name in FLAT:
+    if experiment.measured.compares_with_model:
         raise ConfigError(
             f"metric={experiment.metric_name} has no slope at the full model, so method={settings.name} would score"
             " every edge 0: choose method=eap_ig or clean_corrupted, or another metric"
         )
 
 
-def check_two_runs(experiment: Experiment, settings: SelectionSettings, instead: str) -> None:
+def check_two_runs(experiment: Experiment, settings: SelectingMethod, instead: str) -> None:
     """ConfigError for an ablation that is no run of its own, so that there is no way from one run to the other."""
     if experiment.ablation.name != "corrupted":
         raise ConfigError(

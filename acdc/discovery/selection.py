@@ -5,49 +5,43 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from acdc.circuit import Circuit
+from acdc.discovery.base import Method
 from acdc.errors import ConfigError
+from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph
+from acdc.settings import Settings, option
 
 WAYS = ("top_n", "threshold", "greedy")
 
 
 @dataclass(frozen=True)
-class SelectionSettings:
-    """How the methods that score every edge choose those to keep.
+class SelectionOptions(Settings):
+    """How edges are chosen by their scores."""
 
-    Attributes
-    ----------
-    select: `top_n`, the best of all edges; `threshold`, those that score at least `threshold`; `greedy`, always the
-        best edge into what is in the circuit already, from the logits on (EAP-IG, Hanna et al. 2024).
-    edges: how many to choose. fraction: their share of all edges, rounded down, where `edges` is None. The default
-        share with `prune` is raised where that would leave nothing.
-    absolute: compare scores by their size, so that edges that hurt can be kept too.
-    prune: drop chosen edges that are on no path from the input to the logits.
-    """
+    GROUP: ClassVar[str] = "method"
 
-    name: str = ""
-    select: str = "top_n"
-    edges: int | None = None
-    fraction: float = 0.1
-    threshold: float | None = None
-    absolute: bool = True
-    prune: bool = True
+    select: str = option(
+        "top_n",
+        "top_n (the best of all edges), threshold, or greedy (the best edge into what is in already, from the logits)",
+        WAYS,
+    )
+    edges: int | None = option(None, "how many edges to choose; null takes the fraction", least=0)
+    fraction: float = option(0.1, "their share of all edges, where edges is null", least=0, most=1)
+    threshold: float | None = option(None, "with select=threshold: edges that score at least this are kept")
+    absolute: bool = option(True, "compare scores by their size, whatever their sign")
+    prune: bool = option(True, "drop chosen edges that are on no path from the input to the logits")
 
     def __post_init__(self) -> None:
-        if self.select not in WAYS:
-            raise ConfigError(f"method.select={self.select} is not known: choose one of {', '.join(WAYS)}")
-        if self.edges is not None and self.edges < 0:
-            raise ConfigError(f"method.edges={self.edges} is not allowed: give a number from 0 up, or null")
-        if not 0 <= self.fraction <= 1:
-            raise ConfigError(f"method.fraction={self.fraction} is not allowed: give a number from 0 to 1")
+        super().__post_init__()
         if self.select == "threshold" and self.threshold is None:
             raise ConfigError("method.select=threshold needs method.threshold=NUMBER")
-        for option, default in (("edges", None), ("fraction", SelectionSettings.fraction)):
-            if self.select == "threshold" and getattr(self, option) != default:
+        for key, default in (("edges", None), ("fraction", SelectionOptions.fraction)):
+            if self.select == "threshold" and getattr(self, key) != default:
                 raise ConfigError(
-                    f"method.{option}={getattr(self, option)} has no effect with method.select=threshold: leave it out"
+                    f"method.{key}={getattr(self, key)} has no effect with method.select=threshold: leave it out"
                 )
         if self.select != "threshold" and self.threshold is not None:
             raise ConfigError(
@@ -60,7 +54,18 @@ class SelectionSettings:
         return int(self.fraction * len(graph)) if self.edges is None else self.edges
 
 
-def check_selection(graph: Graph, settings: SelectionSettings) -> None:
+@dataclass(frozen=True)
+class SelectingMethod(SelectionOptions, Method):
+    """A method that gives every edge a score, and keeps some edges by their scores."""
+
+    def check(self, experiment: Experiment) -> None:
+        check_selection(experiment.graph, self)
+
+    def resolved(self, experiment: Experiment) -> dict[str, Any]:
+        return {} if self.select == "threshold" else {"edges": self.how_many(experiment.graph)}
+
+
+def check_selection(graph: Graph, settings: SelectionOptions) -> None:
     """ConfigError where more edges are asked for than there are."""
     if settings.edges is not None and settings.edges > len(graph):
         raise ConfigError(f"method.edges={settings.edges} is not allowed: this model has {len(graph):,} edges")
@@ -87,7 +92,7 @@ class Selection:
         return {**asked, "chosen": self.chosen, "path_at": self.path_at}
 
 
-def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> Selection:
+def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionOptions) -> Selection:
     """Choose edges as the settings say; of equals the one that ACDC tests first.
 
     The default share, pruned, is raised to the least number of edges that leaves any.
@@ -103,14 +108,14 @@ def select(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettin
         compared = {edge: abs(score) if settings.absolute else score for edge, score in scores.items()}
         chosen = [edge for edge in order if compared[edge] >= settings.threshold]
     else:
-        by_default = settings.edges is None and settings.fraction == SelectionSettings.fraction and settings.prune
+        by_default = settings.edges is None and settings.fraction == SelectionOptions.fraction and settings.prune
         chosen = order[: max(asked or 0, path_at) if by_default else asked]
     circuit = Circuit(graph, {edge: scores[edge] for edge in chosen})
     edges = circuit.on_path().edges if settings.prune else circuit.edges
     return Selection(edges, asked, len(chosen), path_at)
 
 
-def ranked(graph: Graph, scores: Mapping[Edge, float], settings: SelectionSettings) -> list[Edge]:
+def ranked(graph: Graph, scores: Mapping[Edge, float], settings: SelectionOptions) -> list[Edge]:
     """All edges in the order in which they are chosen; grown from the logits, those that are reached."""
     ranks = {edge: -abs(scores[edge]) if settings.absolute else -scores[edge] for edge in graph}
     return _greedily(graph, ranks) if settings.select == "greedy" else sorted(ranks, key=ranks.__getitem__)

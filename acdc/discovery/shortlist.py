@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from acdc import discovery
 from acdc.discovery.base import Store
+from acdc.discovery.methods import METHODS
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge
@@ -17,9 +17,8 @@ SHORTLISTS = ("eap", "eap_ig", "clean_corrupted", "exact", "hisp", "information_
 
 def check_shortlist(experiment: Experiment, method: str) -> None:
     """ConfigError where the method cannot score this experiment's edges."""
-    module = discovery.load(method)
     try:
-        module.check(experiment, module.Settings())
+        METHODS.load(method)().check(experiment)
     except ConfigError as error:
         raise ConfigError(f"method.shortlist={method}: {error}") from error
 
@@ -34,7 +33,7 @@ def make_shortlist(experiment: Experiment, method: str, share: float, store: Sto
     edges = list(experiment.graph)
     state = store.load()
     if not state:
-        out = ruled_out(discovery.discover(experiment, method).tested, edges, share)
+        out = ruled_out(METHODS.load(method)().discover(experiment).tested, edges, share)
         state = {"ruled_out": torch.tensor([edge in out for edge in edges])}
         store.save(state)
     return frozenset(edge for edge, out in zip(edges, state["ruled_out"].tolist(), strict=True) if out)

@@ -79,7 +79,8 @@ class LogitLosses:
         x: what the logits receive, `readout variant d_model`.
         changes: what these senders write less what they write when ablated, `row variant pos d`; z for heads.
         """
-        if not self.is_thin(senders) or self.readout.columns is not None or x.dtype == torch.float16:
+        readout = self.readout
+        if not self.is_thin(senders) or readout.columns is not None or not readout.tiled or x.dtype == torch.float16:
             return self.readout.losses(x)  # in float16 the base, which no norm has made small, may overflow
         scale = self.readout.scale(self._stream())
         if self.base is None or bool((scale > _MAGNIFIED * self.scale).any()):

@@ -13,11 +13,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from acdc.experiment import Experiment
+from acdc.metrics import KLDivergence, NegativeLogLikelihood, ProbDiff, SquaredDistance
 from acdc.model.linear import linear
 
 _TILE_COLUMNS = 4096
 _CACHED = 2**18  # numbers of a tile that stay in cache while they are worked on
 _MAX_ROWS = 1024  # of one product
+_TILED = (KLDivergence, SquaredDistance, ProbDiff, NegativeLogLikelihood)  # sums over the vocabulary, made in tiles
 _IN_RANGE = 60.0  # of exponents, well inside single precision's 87
 
 
@@ -26,9 +28,14 @@ class Readout:
 
     Rows are `readout variant`, readouts first.
 
+    Attributes
+    ----------
+    columns : the only logits that the metric reads, or None.
+    tiled : whether the losses are made in tiles; a metric of one's own reads whole rows of logits.
+
     Parameters
     ----------
-    like: a readout of the same model and metric on other pairs, whose copy of the unembedding serves here too.
+    like : a readout of the same model and metric on other pairs, whose copy of the unembedding serves here too.
     """
 
     def __init__(self, experiment: Experiment, like: Readout | None = None) -> None:
@@ -43,10 +50,14 @@ class Readout:
         if norm.bias is not None:
             offset = norm.bias @ W_U + (0 if offset is None else offset)
         self.columns = self.metric.columns
+        self.tiled = True
         readouts = self.metric.readouts
         if self.columns is not None:  # a logit difference: few columns, no log-sum-exp
             self.tiles = [U[:, self.columns]]
             self.offset = None if offset is None else offset[self.columns]
+            return
+        self.tiled = isinstance(self.metric.metric, _TILED)
+        if not self.tiled:
             return
         clean = experiment.clean_logits
         self.shift = clean.max(-1).values  # keeps exponentials in range
@@ -100,7 +111,9 @@ class Readout:
         """
         s = self.scale(x)
         normed = (x * s).to(x.dtype)
-        if self.columns is not None:
+        if not self.tiled:
+            values = self._of_all_logits(x)
+        elif self.columns is not None:
             logits = normed @ self.tiles[0]
             values = self.metric.values((logits if self.offset is None else logits + self.offset).transpose(0, 1))
         else:
@@ -113,6 +126,12 @@ class Readout:
             else:
                 values = self._with_log_sum_exp(normed, sums, means).transpose(0, 1)
         return self.metric.as_loss((values.double() * self.metric.readouts.weight).sum(-1))
+
+    def _of_all_logits(self, x: Tensor) -> Tensor:
+        """The metric of streams `readout variant d_model` from whole rows of logits, `variant readout`."""
+        step = max(1, _MAX_ROWS // len(x))
+        some = (self.model.unembed(x[:, at : at + step]).transpose(0, 1) for at in range(0, x.shape[1], step))
+        return torch.cat([self.metric.values(logits) for logits in some])
 
     def _with_log_sum_exp(self, normed: Tensor, sums: Tensor, means: Tensor) -> Tensor:
         """kl_div, prob_diff and nll from Σ exp(logit − shift) and Σ p·(logit − shift), `readout variant`."""

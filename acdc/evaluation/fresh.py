@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from acdc.errors import AcdcError, TaskError
 from acdc.evaluation.pair_filter import keep_good
@@ -29,16 +30,13 @@ def fresh_experiment(
     """
     wanted = size or len(experiment.pairs)
     seed = settings.seed + 1 if seed is None else seed
-    sizes = {"size": None} if settings.name == "pairs" else {"size": wanted + len(experiment.pairs)}
-    if settings.name == "pairs" and settings.size is None:
-        raise TaskError("the task pairs has no fresh pairs: the experiment has all of the file's (give task.size)")
-    try:
-        other = Experiment.build(
-            experiment.model,
-            replace(settings, seed=seed, filter=[], **sizes),
-            experiment.metric_name,
-            experiment.ablation,
+    size_of_other: Any = None if settings.from_file else wanted + len(experiment.pairs)
+    if settings.from_file and settings.size is None:
+        raise TaskError(
+            f"the task {settings.name} has no fresh pairs: the experiment has all of the file's (give task.size)"
         )
+    try:
+        other = experiment.with_task(replace(settings, seed=seed, filter=[], size=size_of_other))
     except AcdcError as error:
         raise TaskError(f"no fresh pairs of the task {settings.name} can be made: {error}") from error
     seen, new = {pair.clean for pair in experiment.pairs}, []

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -81,16 +81,14 @@ class Scores:
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        if experiment.metric_name in ("kl_div", "l2"):
+        if experiment.measured.compares_with_model:
             readouts = experiment.readouts
             if any(bool((ids < 0).all(-1).any()) for ids in (readouts.answers, readouts.wrong_answers)):
                 raise ConfigError(
                     f"metric={experiment.metric_name} compares with the model itself, so no circuit can do better: the"
                     " tests need pairs with answers and wrong_answers, or another metric"
                 )
-            ablated, run = experiment.ablated, experiment._clean_run
-            experiment = replace(experiment, metric_name="logit_diff")
-            experiment.__dict__.update(ablated=ablated, _clean_run=run)  # they do not depend on the metric
+            experiment = experiment.with_metric("logit_diff")
         self.experiment = experiment
 
     def __call__(self, masks: Sequence[EdgeMask]) -> Tensor:

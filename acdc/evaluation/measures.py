@@ -12,7 +12,7 @@ from acdc.circuit import Circuit
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.experiment import Experiment
-from acdc.metrics import make_metric, recovery
+from acdc.metrics import KLDivergence, bind, recovery
 from acdc.process import undisturbed
 
 _LOGITS = 2**26  # numbers held at once
@@ -84,7 +84,7 @@ def measure_logits(experiment: Experiment, logits: Tensor) -> PerPair:
     metric = experiment.metric
     of_metric = metric.values(logits if metric.columns is None else logits[..., metric.columns])
     # None is below 0; rounding can make it −1e-8.
-    kl = make_metric("kl_div", experiment.readouts, experiment.clean_logits).values(logits).clamp(min=0)
+    kl = bind(KLDivergence(), experiment.readouts, experiment.clean_logits).values(logits).clamp(min=0)
     of_metric = kl if experiment.metric_name == "kl_div" else of_metric
     agreement = accuracy = None
     if logits.shape[-1] > 1:

@@ -16,11 +16,11 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from acdc import tasks
 from acdc.evaluation.frequency import Frequencies
 from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
 from acdc.process import undisturbed
+from acdc.tasks import TASKS
 from acdc.tasks.base import TaskSettings, TokenizedPair, Tokenizer
 
 
@@ -348,7 +348,7 @@ def _problems(check: PairCheck) -> Iterator[str]:
     different = [r for r in records if r.swaps and not r.reads_before]
     kept = [r for r in different if r.outcome == "same"]
     if different and len(kept) > limits.unchanged * len(different):
-        makes_them = check.task != "pairs" and check.task in tasks.names()
+        makes_them = check.task in TASKS and not TASKS.load(check.task).from_file
         other = "another task.corruption" if makes_them else "other corrupted prompts"
         yield (
             f"{len(kept)} of {len(different)} corrupted prompts leave more than {limits.left:.0%} of the model's"

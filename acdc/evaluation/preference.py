@@ -60,7 +60,7 @@ def preferences(experiment: Experiment) -> list[Comparison]:
     Costs one run on the corrupted prompts, in blocks; the clean run is the experiment's own.
     """
     readouts, batch, model = experiment.readouts, experiment.batch, experiment.model
-    draws = experiment.ablation.draws  # a partner's rows differ only in what removed edges carry
+    draws = experiment.ablation.n_draws  # a partner's rows differ only in what removed edges carry
     used = (readouts.pair % draws == 0).nonzero()[:, 0]
     owner = readouts.pair[used] // draws
     n = len(batch.lengths) // draws

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from acdc.circuit import Circuit
-from acdc.discovery.selection import SelectionSettings, ranked
+from acdc.discovery.selection import SelectionOptions, ranked
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError
@@ -95,7 +95,7 @@ class Ranking:
         self.experiment, self.graph = experiment, experiment.graph
         self.engine = engine or FullEngine(experiment)
         self.scores = {edge: scores.get(edge, 0.0) for edge in self.graph}
-        order = SelectionSettings(select="greedy" if greedy else "top_n", absolute=absolute)
+        order = SelectionOptions(select="greedy" if greedy else "top_n", absolute=absolute)
         self.ranked = ranked(self.graph, self.scores, order)
         if last_first:
             size = abs if absolute else float

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -21,12 +21,13 @@ import torch
 from acdc import discovery
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, ConfigError
+from acdc.evaluation.pair_filter import keep_good
 from acdc.evaluation.part import PartByCircuit
 from acdc.experiment import Experiment
 from acdc.graph import Edge
 from acdc.model.parts import LanguageModel, Layer
 from acdc.process import undisturbed
-from acdc.settings import from_mapping
+from acdc.settings import from_mapping, options
 from acdc.tasks.base import TaskSettings
 
 KINDS = ("pairs", "seeds", "orders")
@@ -115,7 +116,7 @@ def stability_of_circuits(
     return StabilityPart(found, "", runs)
 
 
-def settings_of(circuit: Circuit, label: str = "the circuit") -> Any:
+def settings_of(circuit: Circuit, label: str = "the circuit") -> discovery.Method:
     """Return the settings of the method that found a circuit, as its file has them.
 
     Raises
@@ -126,9 +127,8 @@ def settings_of(circuit: Circuit, label: str = "the circuit") -> Any:
     name = circuit.method.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{label} names no method, so it cannot be found again: leave out job.stability")
-    known = discovery.load(name).Settings
-    options = {field.name for field in fields(known)}
-    return from_mapping(known, {key: value for key, value in circuit.method.items() if key in options}, "method")
+    known = discovery.METHODS.load(name)
+    return from_mapping(known, {key: value for key, value in circuit.method.items() if key in options(known)})
 
 
 @undisturbed
@@ -155,7 +155,7 @@ def stability(
     """
     method, rng = settings_of(circuit), random.Random(seed)
     n = len(experiment.pairs)
-    kinds = KINDS if settings.name != "pairs" else ("pairs", "orders")
+    kinds = KINDS if not settings.from_file else ("pairs", "orders")
     found: dict[str, list[Circuit]] = {kind: [] for kind in kinds}
     for i in range(runs):
         for kind in kinds:
@@ -172,8 +172,9 @@ def stability(
 
 
 def _with_seed(experiment: Experiment, settings: TaskSettings, seed: int) -> Experiment:
-    task = replace(settings, seed=seed)
-    return Experiment.build(experiment.model, task, experiment.metric_name, experiment.ablation)
+    again = replace(settings, seed=seed)
+    fresh = experiment.with_task(again)
+    return keep_good(fresh, again) if again.filter else fresh
 
 
 Order = list[list[int]]  # for each layer, which head of the model comes in each place
@@ -217,7 +218,7 @@ def reordered(model: LanguageModel, order: Order) -> LanguageModel:
 def discover_in_order(experiment: Experiment, method: Any, order: Order) -> Circuit:
     """Find a circuit with the heads in other places; it has the model's own names."""
     model = reordered(experiment.model, order)
-    circuit = discovery.discover(replace(experiment, model=model), method)
+    circuit = discovery.discover(replace(experiment, model=model, runs=None), method)
 
     def own(name: str) -> str:
         row = circuit.graph[name]

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from acdc.jobs.prepare import Prepared, prepare, prepare_all
-from acdc.jobs.settings import JOBS, MetricSettings, RunSettings
+from acdc.jobs.settings import JOBS, RunSettings
 from acdc.process import undisturbed
 
-__all__ = ["JOBS", "MetricSettings", "Prepared", "RunSettings", "prepare", "prepare_all", "run_job"]
+__all__ = ["JOBS", "Prepared", "RunSettings", "prepare", "prepare_all", "run_job"]
 
 
 @undisturbed

@@ -1,7 +1,7 @@
 """A circuit is evaluated as it was found, unless the command line says otherwise.
 
 What a circuit was found with stands in its file's provenance, under `settings`: plain values, read as a command line's
-would be. Nothing that a file names is imported.
+would be. What a file names as `_target_` is imported only where the call names it too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acdc import tasks
-from acdc.ablation import AblationSettings
 from acdc.circuit import Circuit
+from acdc.doors import TARGET
 from acdc.errors import AcdcError, ConfigError
 from acdc.experiment import Experiment
-from acdc.jobs.settings import MetricSettings, RunSettings
-from acdc.model.load import ModelSettings
-from acdc.settings import as_mapping, from_mapping
+from acdc.jobs.settings import DOORS, RunSettings, as_group, settings_of
+from acdc.settings import shown
 
 GROUPS = ("task", "model", "metric", "ablation")
 _OF_A_RUN = {"task": ("check",), "model": ("device", "tf32")}  # how and where a run works, not what it measures
@@ -28,8 +26,8 @@ Found = dict[str, dict[str, Any]]
 
 def how_found(settings: RunSettings, experiment: Experiment) -> Found:
     """What a circuit is found, or evaluated, with: by group, without what concerns the run only."""
-    groups = {group: as_mapping(getattr(settings, group)) for group in GROUPS}
-    groups["metric"] = {"name": experiment.metric_name}
+    used = {group: getattr(settings, group) for group in GROUPS} | {"metric": experiment.measured}
+    groups = {group: as_group(group, value) for group, value in used.items()}
     return {
         group: {key: value for key, value in values.items() if key not in _OF_A_RUN.get(group, ())}
         for group, values in groups.items()
@@ -40,8 +38,11 @@ def recorded(circuit: Circuit) -> Found:
     """What the circuit's file says it was found with; of an older one, or one saved in Python, as far as it does."""
     about = circuit.provenance
     if isinstance(stored := about.get("settings"), Mapping):
-        return {group: dict(stored[group]) for group in GROUPS if isinstance(stored.get(group), Mapping)}
-    found: Found = {}
+        found = {group: dict(stored[group]) for group in GROUPS if isinstance(stored.get(group), Mapping)}
+        if found.get("ablation", {}).get("name") in ("corrupted", "zero", "mean"):
+            found["ablation"] = {"name": found["ablation"]["name"]}  # older files have the options of noise too
+        return found
+    found = {}
     if circuit.task:
         found["task"] = {"name": circuit.task}
         if circuit.task != "pairs":
@@ -68,21 +69,47 @@ def as_found(settings: RunSettings, circuits: Mapping[str, Circuit]) -> RunSetti
         return settings
     new: dict[str, Any] = {}
     for group in GROUPS:
-        brings_model = group == "model" and "task" in given and hasattr(tasks.load(settings.task.name), "MODEL")
+        brings_model = group == "model" and "task" in given and settings.task.own_model is not None
         if group in given or brings_model or group not in found:
             continue
         now = settings.config[group]
         values = {key: now[key] for key in _OF_A_RUN.get(group, ()) if key in now} | found[group]
         values |= {key: now[key] for key in now if f"{group}.{key}" in given}
+        check_named(group, found[group], now)
         try:
-            known = {"model": ModelSettings, "metric": MetricSettings, "ablation": AblationSettings}.get(group)
-            new[group] = from_mapping(known or tasks.load(str(values.get("name"))).Settings, values, group)
+            new[group] = settings_of(group, values)
         except AcdcError as error:
             raise ConfigError(
                 f"{name} was found with {group}={values.get('name')}, which cannot be had here ({error}): give"
                 f" {group}=… yourself"
             ) from error
     return replace(settings, **new)
+
+
+def check_named(group: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to import what only a file names.
+
+    Parameters
+    ----------
+    stored : the group as a file has it.
+    given : the group as this call has it.
+
+    Raises
+    ------
+    ConfigError
+        The file has a `_target_`, or a model family as `module.Class`, that is not built in, and this call does not
+        name it.
+    """
+    paths = [stored.get(TARGET), stored.get("family") if group == "model" else None]
+    named = (given.get(TARGET), given.get("family"))
+    for path in paths:
+        if path is None or "." not in str(path) or path in named:
+            continue
+        if not (group in DOORS and DOORS[group].is_built_in(str(path))):
+            raise ConfigError(
+                f"{group}.{TARGET}={path} stands in a file and is not imported from there: name it in this call too,"
+                f" as {group}.{TARGET}={path}"
+            )
 
 
 def differences(settings: RunSettings, experiment: Experiment, circuits: Mapping[str, Circuit]) -> list[str]:
@@ -94,17 +121,10 @@ def differences(settings: RunSettings, experiment: Experiment, circuits: Mapping
             keys = [key for key, value in there.items() if value != here[group].get(key)]
             for key in ["name"] if "name" in keys and group != "model" else keys:
                 what = group if key == "name" else f"{group}.{key}"
-                pair = (f"{what}={_shown(there[key])}", f"{what}={_shown(here[group].get(key))}")
+                pair = (f"{what}={shown(there[key])}", f"{what}={shown(here[group].get(key))}")
                 told.setdefault(pair, []).append(name)
     return [
         f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} found with {there}, and"
         f" {'is' if len(names) == 1 else 'are'} evaluated with {now}"
         for (there, now), names in told.items()
     ]
-
-
-def _shown(value: Any) -> str:
-    """A value as it stands on a command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

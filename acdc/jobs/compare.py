@@ -18,7 +18,8 @@ from rich.console import Console
 
 from acdc import discovery
 from acdc.circuit import Circuit
-from acdc.discovery.base import NoObserver
+from acdc.discovery.base import Method, NoObserver
+from acdc.discovery.random import Random
 from acdc.engine.full import FullEngine
 from acdc.engine.memory import PeakMemory
 from acdc.errors import AcdcError
@@ -72,8 +73,9 @@ def judge_all(
         where = f"{name} ({i} of {len(settings)})"
         try:
             if name == "random":
-                known = discovery.load(name).Settings
-                draws = {f"{name}{f'_{k}' * (k > 0)}": known(seed=job.seed + k) for k in range(job.random)}
+                draws: dict[str, Method] = {
+                    f"{name}{f'_{k}' * (k > 0)}": Random(seed=job.seed + k) for k in range(job.random)
+                }
             else:
                 draws = {name: its}
             found = [

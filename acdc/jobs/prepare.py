@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from acdc import discovery, patching
+import acdc.build
+from acdc import patching
 from acdc.circuit import Circuit
+from acdc.discovery import Method
 from acdc.errors import AcdcError, ConfigError, FormatError, TaskError
 from acdc.evaluation.completeness import knockable
 from acdc.evaluation.ground_truth import load_truth
@@ -86,7 +88,7 @@ def prepare(
     if isinstance(settings.job, CompareSettings):
         _check_comparison(settings.job, experiment)
     if job == "discover":
-        discovery.load(settings.method.name).check(experiment, settings.method)
+        settings.method.check(experiment)
     if job == "patch":
         patching.load(settings.patch.name).check(experiment, settings.patch)
     wanted = settings.task.check != "off" or job == "check"
@@ -137,10 +139,10 @@ def _check_comparison(job: CompareSettings, experiment: Experiment) -> None:
         raise ConfigError(f"no method of job.methods fits: {'; '.join(refused.values())}")
 
 
-def refusal(experiment: Experiment, settings: Any) -> str:
+def refusal(experiment: Experiment, method: Method) -> str:
     """Why a method does not fit an experiment, in its own words; empty if it does."""
     try:
-        discovery.load(settings.name).check(experiment, settings)
+        method.check(experiment)
     except AcdcError as error:
         return str(error)
     return ""
@@ -162,7 +164,7 @@ def build(settings: RunSettings, circuits: dict[str, Circuit]) -> Experiment:
     said = [c.graph.config.split_embedding for c in circuits.values() if "split_embedding" not in c.unsaid]
     if said and graph.split_embedding is None:
         graph = GraphSettings(split_embedding=said[0])
-    return Experiment.build(settings.model, settings.task, settings.metric.name, settings.ablation, graph)
+    return acdc.build.build(settings.model, settings.task, settings.metric, settings.ablation, graph)
 
 
 def prepare_all(runs: Sequence[RunSettings]) -> list[str]:

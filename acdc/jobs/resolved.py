@@ -6,13 +6,11 @@ from typing import Any
 
 from yaml import safe_dump
 
-from acdc import discovery
 from acdc.evaluation.grading import known_circuits
 from acdc.evaluation.method_table import usual_equal_size
 from acdc.evaluation.minimality import threshold_of
 from acdc.jobs.prepare import Prepared
-from acdc.jobs.settings import CompareSettings, EvaluateSettings
-from acdc.settings import as_mapping
+from acdc.jobs.settings import CompareSettings, EvaluateSettings, as_group
 
 
 def resolved(prepared: Prepared) -> dict[str, Any]:
@@ -20,18 +18,18 @@ def resolved(prepared: Prepared) -> dict[str, Any]:
     settings, experiment = prepared.settings, prepared.experiment
     model = {"device": str(experiment.model.device), "dtype": str(experiment.model.dtype).removeprefix("torch.")}
     groups = {
-        "job": as_mapping(settings.job) | _of_job(prepared),
-        "model": as_mapping(settings.model) | model,
-        "task": as_mapping(settings.task),
-        "metric": {"name": experiment.metric_name},
-        "ablation": as_mapping(settings.ablation),
+        "job": as_group("job", settings.job) | _of_job(prepared),
+        "model": as_group("model", settings.model) | model,
+        "task": as_group("task", settings.task),
+        "metric": as_group("metric", experiment.measured),
+        "ablation": as_group("ablation", settings.ablation),
         "graph": {"split_embedding": experiment.graph.config.split_embedding},
-        "tracker": as_mapping(settings.tracker),
+        "tracker": as_group("tracker", settings.tracker),
     }
     if settings.job.name == "discover":
-        groups["method"] = discovery.really(experiment, settings.method)
+        groups["method"] = as_group("method", settings.method) | settings.method.resolved(experiment)
     if settings.job.name == "patch":
-        groups["patch"] = as_mapping(settings.patch)
+        groups["patch"] = as_group("patch", settings.patch)
     return groups if settings.circuit is None else groups | {"circuit": settings.circuit}
 
 

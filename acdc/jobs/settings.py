@@ -1,38 +1,60 @@
-"""Everything a run is told, as dataclasses; `conf/` repeats their defaults."""
+"""Everything a run is told, as settings; `conf/` is written from them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from acdc import discovery, patching, tasks
-from acdc.ablation import AblationSettings
+from acdc import patching
+from acdc.ablation import ABLATIONS, Ablation
+from acdc.discovery import METHODS, Method
+from acdc.discovery.random import Random
+from acdc.doors import TARGET, Door
 from acdc.errors import ConfigError
 from acdc.evaluation import completeness, random_circuits
 from acdc.evaluation.method_table import usual_sizes
 from acdc.graph import GraphSettings
-from acdc.metrics import METRICS
+from acdc.metrics import METRICS, Metric
 from acdc.model.load import ModelSettings
-from acdc.settings import from_mapping
+from acdc.settings import Settings, as_mapping, from_mapping, option
+from acdc.tasks import TASKS
 from acdc.tasks.base import TaskSettings
 from acdc.tracking import TrackerSettings
 
-CHECKS = ("error", "warn", "off")
 PATHS = ("path", "frequencies", "truth", "ranking")  # keys whose values are files or folders; of the last, some are
 
 
 @dataclass(frozen=True)
-class JobSettings:
-    """`name`: what to do; one of `JOBS`."""
+class JobSettings(Settings):
+    """A job: what to do."""
+
+    GROUP: ClassVar[str] = "job"
+
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class DiscoverSettings(JobSettings):
+    """Find a circuit, measure it, draw it."""
 
     name: str = "discover"
 
-    def __post_init__(self) -> None:
-        if self.name not in JOBS:
-            raise ConfigError(f"job={self.name} does not exist; choose one of {', '.join(JOBS)}")
+
+@dataclass(frozen=True)
+class CheckSettings(JobSettings):
+    """Look at the pairs and at what the model makes of them; find nothing."""
+
+    name: str = "check"
+
+
+@dataclass(frozen=True)
+class PatchSettings(JobSettings):
+    """Put values of one run into another, site by site: what matters, and where (patch.* says which sites)."""
+
+    name: str = "patch"
 
 
 PARTS = ("faithfulness", "completeness", "minimality", "hypotheses", "areas", "stability", "grades")
@@ -41,67 +63,64 @@ OF_SEVERAL = ("faithfulness", "grades")  # what is asked of several circuits unl
 
 @dataclass(frozen=True)
 class EvaluateSettings(JobSettings):
-    """Of `job=evaluate`.
-
-    Attributes
-    ----------
-    parts: some of `PARTS`; None is all for one circuit (stability with `stability` runs only), `OF_SEVERAL` for more.
-    seed: of everything that is drawn here. random: random circuits of the same size to compare with, 0 for none.
-        random_kind: `paths` or `edges`.
-    bootstrap: resamples of the pairs, 0 for no intervals. confidence: of the intervals.
-    fresh_seed: None is the seed behind the task's. fresh_size: pairs; None is as many as the task's, 0 none.
-    scrubs: draws of causal scrubbing, 0 for none.
-    knockouts: sets that are knocked out. knockout_kind: `nodes` or `edges`. knockout_size: of each; None draws it too.
-    threshold: τ for minimality; None is that of the circuit's file. prune: prune again until no edge is below it.
-    epsilon: of the equivalence test. permutations: of the independence test. inflated, quantile: of the minimality
-        test, circuits with a random path and the share of them that an edge should beat.
-    stability: how often the circuit is found again, for each kind of change; 0 is not.
-    absolute: rank scores by their size, whatever their sign. truth: a circuit file of your own to grade against,
-        besides the known circuits of the task.
-    """
+    """Measure and grade circuits: job=evaluate circuit=FILE, or a folder of runs."""
 
     name: str = "evaluate"
-    parts: list[str] | None = None
-    seed: int = 0
-    random: int = 10
-    random_kind: str = "paths"
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    fresh_seed: int | None = None
-    fresh_size: int | None = None
-    scrubs: int = 10
-    knockouts: int = 50
-    knockout_kind: str = "nodes"
-    knockout_size: int | None = None
-    threshold: float | None = None
-    prune: bool = False
-    epsilon: float = 0.1
-    permutations: int = 1000
-    inflated: int = 100
-    quantile: float = 0.9
-    stability: int = 0
-    absolute: bool = False
-    truth: str | None = None
+    parts: list[str] | None = option(
+        None,
+        "some of [faithfulness,completeness,minimality,hypotheses,areas,stability,grades]; null: all for one"
+        " circuit, faithfulness and grades for several",
+        PARTS,
+    )
+    seed: int = option(0, "of everything that is drawn here: random circuits, resamples, knock-outs, orders")
+    random: int = option(10, "random circuits of the same size to compare with; 0 for none", least=0)
+    random_kind: str = option(
+        "paths",
+        "paths: random paths from input to logits; edges: any edges",
+        random_circuits.KINDS,
+    )
+    bootstrap: int = option(1000, "resamples of the pairs for the intervals; 0 for no intervals", least=0)
+    confidence: float = option(0.95, "of the intervals", above=0, below=1)
+    fresh_seed: int | None = option(
+        None,
+        "of the task, for pairs that the circuit was not found on; null: the seed behind the task's",
+    )
+    fresh_size: int | None = option(None, "how many fresh pairs; null: as many as the task's; 0 for none", least=0)
+    scrubs: int = option(10, "draws of causal scrubbing; 0 for none", least=0)
+    knockouts: int = option(50, "completeness: how many random sets are knocked out of circuit and model", least=1)
+    knockout_kind: str = option("nodes", "nodes (heads and MLPs of the circuit) or edges", completeness.KINDS)
+    knockout_size: int | None = option(None, "how many of them at once; null draws the number too", least=1)
+    threshold: float | None = option(
+        None,
+        "minimality: what an edge should be worth; null: the threshold that the circuit was found with",
+    )
+    prune: bool = option(False, "prune again until no edge is worth less, and write circuit.pruned.json")
+    epsilon: float = option(
+        0.1,
+        "equivalence test: how far from 1/2 the chance to outdo the model may be",
+        above=0,
+        below=0.5,
+    )
+    permutations: int = option(1000, "of the independence test", least=1)
+    inflated: int = option(100, "minimality test: circuits with a random path added", least=1)
+    quantile: float = option(
+        0.9,
+        "minimality test: share of the random edges that an edge should outdo",
+        above=0,
+        below=1,
+    )
+    stability: int = option(
+        0,
+        "find the circuit again so many times each on resampled pairs, by other seeds, in other orders; 0: not",
+        least=0,
+    )
+    absolute: bool = option(False, "rank scores by their size, whatever their sign")
+    truth: str | None = option(None, "a circuit file of your own to grade against, besides the task's known circuits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.parts is not None and (not self.parts or (set(self.parts) - set(PARTS))):
-            wrong = sorted(set(self.parts) - set(PARTS))
-            raise ConfigError(f"job.parts={wrong[0] if wrong else '[]'} is not known: choose of {', '.join(PARTS)}")
-        for key, choices in (("random_kind", random_circuits.KINDS), ("knockout_kind", completeness.KINDS)):
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"job.{key}={getattr(self, key)} is not known: choose one of {', '.join(choices)}")
-        least = dict.fromkeys(("random", "bootstrap", "scrubs", "stability", "fresh_size"), 0)
-        least |= dict.fromkeys(("knockouts", "permutations", "inflated", "knockout_size"), 1)
-        for key, smallest in least.items():
-            value = getattr(self, key)
-            if value is not None and value < smallest:
-                raise ConfigError(f"job.{key}={value} is not allowed: give {smallest} or more")
-        for key, low, high in (("confidence", 0, 1), ("quantile", 0, 1), ("epsilon", 0, 0.5)):
-            if not low < getattr(self, key) < high:
-                raise ConfigError(
-                    f"job.{key}={getattr(self, key)} is not allowed: give a number between {low} and {high}"
-                )
+        if self.parts == []:
+            raise ConfigError(f"job.parts=[] is not allowed: choose of {', '.join(PARTS)}")
         if self.parts is not None and ("stability" in self.parts) != bool(self.stability):
             has_runs = "has no effect without stability among job.parts" if self.stability else "is no number of runs"
             raise ConfigError(f"job.stability={self.stability} {has_runs}: give both, or neither")
@@ -122,36 +141,46 @@ NOT_COMPARED = ("edges", "fraction", "threshold", "absolute", "prune", "path_lim
 
 @dataclass(frozen=True)
 class CompareSettings(JobSettings):
-    """Of `job=compare`.
-
-    Attributes
-    ----------
-    methods: some of those that score edges; None is all of them. ACDC is there as `acdc_scores`; `random` always is.
-    options: by method, its options, such as `{acdc_scores: {nested: true}}`.
-    sizes, fractions: numbers of edges, or shares of them rounded down, at which KL is told; None for both takes
-        5, 10, 20, 50, … as far as the model's edges go.
-    equal_size: how many edges the circuits have that are drawn and compared; None is as many as the known circuit
-        has, or else a tenth of all, at most 50.
-    absolute: rank edges by the size of their scores, whatever their sign (CPR and CMD have MIB's own rules).
-    random: random rankings that the baseline is the mean of. seed: of the first.
-    truth: a circuit file of your own to grade against, besides the known circuits of the task.
-    """
+    """Judge the discovery methods in one table: on the same pairs, metric and ablation."""
 
     name: str = "compare"
-    methods: list[str] | None = None
-    options: dict[str, Any] | None = None
-    sizes: list[int] | None = None
-    fractions: list[float] | None = None
-    equal_size: int | None = None
-    absolute: bool = True
-    random: int = 5
-    seed: int = 0
-    truth: str | None = None
+    methods: list[str] | None = option(
+        None,
+        "some of [acdc_scores,eap,eap_ig,exact,…]; null: all; ACDC is acdc_scores, random is always there",
+    )
+    options: dict[str, Any] | None = option(
+        None,
+        "of single methods, such as {acdc_scores:{nested:true},edge_pruning:{steps:200}}; null: each method's defaults",
+    )
+    sizes: list[int] | None = option(
+        None,
+        "numbers of edges at which KL is told; null: 5, 10, 20, 50, … as far as the model's edges go, six at most",
+        least=1,
+    )
+    fractions: list[float] | None = option(
+        None,
+        "the same as shares of all edges, such as [0.01,0.05]",
+        above=0,
+        most=1,
+    )
+    equal_size: int | None = option(
+        None,
+        "edges of the circuits that are drawn and compared; null: as many as the known circuit has, or else a"
+        " tenth of all, at most 50",
+        least=1,
+    )
+    absolute: bool = option(
+        True,
+        "rank edges by the size of their scores, whatever their sign; CPR and CMD have MIB's own rules",
+    )
+    random: int = option(5, "random rankings that the baseline is the mean of", least=1)
+    seed: int = option(0, "of the first of them", least=0)
+    truth: str | None = option(None, "a circuit file of your own to grade against, besides the task's known circuits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = [name for name in discovery.METHODS if name != "acdc"]
         if self.methods is not None:
+            allowed = [name for name in METHODS.names() if name != "acdc"]
             if "acdc" in self.methods:
                 raise ConfigError(
                     "job.methods=acdc gives one circuit, not a circuit of every size: give acdc_scores, which is ACDC"
@@ -162,19 +191,12 @@ class CompareSettings(JobSettings):
                 raise ConfigError(
                     f"job.methods={wrong[0] if wrong else '[]'} is not known: choose of {', '.join(allowed)}"
                 )
-        for key, least in (("equal_size", 1), ("random", 1), ("seed", 0)):
-            if getattr(self, key) is not None and getattr(self, key) < least:
-                raise ConfigError(f"job.{key}={getattr(self, key)} is not allowed: give {least} or more")
-        if wrong_sizes := [size for size in self.sizes or () if size < 1]:
-            raise ConfigError(f"job.sizes={wrong_sizes[0]} is not allowed: give numbers of edges from 1 up")
-        if wrong_shares := [share for share in self.fractions or () if not 0 < share <= 1]:
-            raise ConfigError(f"job.fractions={wrong_shares[0]} is not allowed: give shares above 0 and up to 1")
         _ = self.settings
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Method]:
         """The settings of every method that is compared, `random` last; ConfigError for an option that is wrong."""
-        chosen = [name for name in self.methods or discovery.METHODS if name not in ("acdc", "random")]
+        chosen = [name for name in self.methods or METHODS.built_in if name not in ("acdc", "random")]
         given = self.options or {}
         if strangers := [name for name in given if name not in chosen]:
             why = "is drawn by job.random and job.seed" if strangers[0] == "random" else "is not among job.methods"
@@ -189,12 +211,12 @@ class CompareSettings(JobSettings):
                     f"job.options.{name}.{idle[0]} has no effect in a comparison, which takes every method's best"
                     " edges: see job.sizes, job.equal_size and job.absolute"
                 )
-            known = discovery.load(name).Settings
+            known = METHODS.load(name)
             alone = {"compare": False} if name == "attribution_to_circuit" else {}  # ACDC has a row of its own
             if options.get("select") == "threshold":
                 raise ConfigError(f"job.options.{name}.select=threshold is no order of the edges: give top_n or greedy")
             found[name] = from_mapping(known, {"name": name, **alone, **options}, f"job.options.{name}")
-        return found | {"random": discovery.load("random").Settings(seed=self.seed)}
+        return found | {"random": Random(seed=self.seed)}
 
     def sizes_of(self, n_edges: int) -> tuple[int, ...]:
         """The sizes at which KL is told, in order; ConfigError for a size of `job` that is larger than the model."""
@@ -210,23 +232,12 @@ class CompareSettings(JobSettings):
 
 # The jobs with their settings; each is a module of this package.
 JOBS: dict[str, type[JobSettings]] = {
-    "discover": JobSettings,
-    "check": JobSettings,
-    "patch": JobSettings,
+    "discover": DiscoverSettings,
+    "check": CheckSettings,
+    "patch": PatchSettings,
     "evaluate": EvaluateSettings,
     "compare": CompareSettings,
 }
-
-
-@dataclass(frozen=True)
-class MetricSettings:
-    """`name`: what is measured; None takes the task's own metric."""
-
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.name is not None and self.name not in METRICS:
-            raise ConfigError(f"metric={self.name} is not known: choose one of {', '.join(METRICS)}")
 
 
 @dataclass(frozen=True)
@@ -240,9 +251,9 @@ class RunSettings:
     job: JobSettings
     model: ModelSettings
     task: TaskSettings
-    method: Any
-    metric: MetricSettings
-    ablation: AblationSettings
+    method: Method
+    metric: Metric | None
+    ablation: Ablation
     patch: Any
     tracker: TrackerSettings
     graph: GraphSettings
@@ -263,30 +274,17 @@ class RunSettings:
         ------
         ConfigError: any wrong key, type or value.
         """
-        groups = [f.name for f in fields(cls) if f.name not in ("circuit", "config", "given")]
-        if unknown := [key for key in config if key not in (*groups, "circuit")]:
-            raise ConfigError(f"{unknown[0]} does not exist; there are {', '.join(groups)} and circuit")
-        if missing := [group for group in groups if not isinstance(config.get(group), Mapping)]:
+        if unknown := [key for key in config if key not in (*GROUPS, "circuit")]:
+            raise ConfigError(f"{unknown[0]} does not exist; there are {', '.join(GROUPS)} and circuit")
+        if missing := [group for group in GROUPS if not isinstance(config.get(group), Mapping)]:
             raise ConfigError(f"{missing[0]} is missing: give {missing[0]}=OPTION (acdc --help lists them)")
         circuit = config.get("circuit")
         if circuit is not None and not isinstance(circuit, str):
             raise ConfigError(f"circuit={circuit} is not allowed: give a circuit file or a folder of runs, or null")
-        config = {group: _with_absolute_paths(config[group], base) for group in groups}
+        config = {group: _with_absolute_paths(config[group], base) for group in GROUPS}
         config["circuit"] = None if circuit is None else _absolute(circuit, base)
-        job = from_mapping(JOBS.get(str(config["job"].get("name")), JobSettings), config["job"], "job")
-        task = from_mapping(tasks.load(str(config["task"].get("name"))).Settings, config["task"], "task")
-        if task.check not in CHECKS:
-            raise ConfigError(f"task.check={task.check} is not known: choose one of {', '.join(CHECKS)}")
         return cls(
-            job=job,
-            model=from_mapping(ModelSettings, config["model"], "model"),
-            task=task,
-            method=from_mapping(discovery.load(str(config["method"].get("name"))).Settings, config["method"], "method"),
-            metric=from_mapping(MetricSettings, config["metric"], "metric"),
-            ablation=from_mapping(AblationSettings, config["ablation"], "ablation"),
-            patch=from_mapping(patching.load(str(config["patch"].get("name"))).Settings, config["patch"], "patch"),
-            tracker=from_mapping(TrackerSettings, config["tracker"], "tracker"),
-            graph=from_mapping(GraphSettings, config["graph"], "graph"),
+            **{group: settings_of(group, config[group]) for group in GROUPS},
             circuit=config["circuit"],
             config=config,
             given=given,
@@ -295,7 +293,60 @@ class RunSettings:
     @property
     def experiment_key(self) -> tuple[Any, ...]:
         """What the experiment is built from."""
-        return self.model, self.task, self.metric.name, self.ablation, self.graph
+        return self.model, self.task, self.metric, self.ablation, self.graph
+
+
+DOORS: dict[str, Door[Any]] = {"task": TASKS, "method": METHODS, "metric": METRICS, "ablation": ABLATIONS}
+CHOICES = {  # the groups of which a run chooses one option: what is chosen unless told otherwise, and what it is
+    "job": ("discover", "what to do"),
+    "model": (
+        "pocket",
+        "the bundled one (pocket), a checkpoint folder (local) or one by name, from the Hugging Face hub",
+    ),
+    "task": ("ioi", "pairs of clean and corrupted prompts and what is measured on them"),
+    "metric": ("default", "what is measured; default is the task's own"),
+    "ablation": ("corrupted", "what a removed edge carries instead"),
+    "method": ("acdc", "how a circuit is found"),
+    "patch": ("activation", "for job=patch: what is patched"),
+    "tracker": ("none", "where the run is followed, besides the console"),
+}
+GROUPS = (*CHOICES, "graph")
+ABOUT_CIRCUIT = (
+    "a circuit file (circuit.json, GraphML, MIB's JSON or .pt, edges of the original ACDC, scores of AutoCircuit) or a"
+    " folder of runs, for job=evaluate"
+)
+
+
+def settings_of(group: str, values: Mapping[str, Any]) -> Any:
+    """The settings of a group; None for `metric=default`, the task's own.
+
+    Raises
+    ------
+    ConfigError
+        A wrong name, key, type or value, or something of one's own that cannot be used.
+    """
+    name = str(values.get("name"))
+    if group == "metric" and values.get("name") is None and values.get(TARGET) is None:
+        if more := [key for key in values if key not in ("name", TARGET)]:
+            raise ConfigError(f"metric.{more[0]} does not exist; metric has name")
+        return None
+    if group in DOORS:
+        return DOORS[group].settings(values)
+    if group == "job":
+        if name not in JOBS:
+            raise ConfigError(f"job={name} does not exist; choose one of {', '.join(JOBS)}")
+        return from_mapping(JOBS[name], values)
+    if group == "patch":
+        return from_mapping(patching.load(name).Settings, values, "patch")
+    if group == "model":  # its `_target_` is a family
+        family = {"family": values[TARGET]} if values.get(TARGET) is not None else {}
+        return from_mapping(ModelSettings, {key: value for key, value in values.items() if key != TARGET} | family)
+    return from_mapping({"tracker": TrackerSettings, "graph": GraphSettings}[group], values)
+
+
+def as_group(group: str, settings: Any) -> dict[str, Any]:
+    """The mapping that `settings_of` reads."""
+    return DOORS[group].as_mapping(settings) if group in DOORS else as_mapping(settings)
 
 
 def _with_absolute_paths(group: Mapping[str, Any], base: Path) -> Mapping[str, Any]:

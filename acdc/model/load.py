@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from acdc.errors import ConfigError, ModelError
 from acdc.files import write_atomically, write_json
 from acdc.graph import GraphConfig, GraphSettings
 from acdc.model.check import SelfCheck
-from acdc.model.checkpoint import SUPPORTED, load_checkpoint, quiet, read_config, stand_in_tokenizer
+from acdc.model.checkpoint import SUPPORTED, load_checkpoint, quiet, read_config
+from acdc.model.family import Family, family_of
 from acdc.model.parts import LanguageModel, Layer, Mlp, Norm, Rotary
 from acdc.process import undisturbed, use_tf32
+from acdc.settings import Settings, option
 
 POCKET = Path(__file__).parent / "pocket"
 COMPILED = Path(__file__).parent / "compiled"
@@ -51,28 +53,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Which model, and where it runs.
+class ModelSettings(Settings):
+    """A model, and where it runs."""
 
-    Attributes
-    ----------
-    name: a bundled model (`pocket`, or one with a known circuit: `tracr_reverse`, `tracr_proportion`, `gate_or`,
-        `gate_and`), or the name of a model that TransformerLens can fetch.
-    path: a local checkpoint folder; then `name` is only a label.
-    device: `auto` (CUDA, then CPU), or a torch device.
-    dtype: float32, float64, bfloat16 or float16.
-    tf32: let CUDA multiply float32 in TensorFloat-32, which is faster and keeps ten bits of the fraction.
-    """
+    GROUP: ClassVar[str] = "model"
 
-    name: str = "pocket"
-    path: str | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    tf32: bool = False
+    name: str = option("pocket", "a bundled model, one that TransformerLens can fetch by name, or local")
+    path: str | None = option(None, "a local checkpoint folder instead of a name")
+    device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, cuda:1, ...")
+    dtype: str = option("float32", "float32, float64, bfloat16, float16", tuple(DTYPES))
+    tf32: bool = option(False, "on CUDA: products in TensorFloat-32, faster and less exact")
+    family: str | None = option(
+        None, "a model family of your own, by its installed name or as MODULE.CLASS; null: by the model's architecture"
+    )
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"model.dtype={self.dtype} is not known: choose one of {', '.join(DTYPES)}")
+        super().__post_init__()
         if self.name == "local" and not self.path:
             raise ConfigError("model=local needs model.path=FOLDER, a Hugging Face checkpoint folder")
 
@@ -94,11 +90,14 @@ def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> t
 
     Parameters
     ----------
-    graph: None is the model's own: compiled programs have token and position embeddings apart.
+    graph : None is the model's own: compiled programs have token and position embeddings apart.
 
     Raises
     ------
-    ModelError: the folder or name cannot be loaded, or the architecture has a part that is not supported.
+    ConfigError
+        A device, family or split of the embedding that cannot be had.
+    ModelError
+        The folder or name cannot be loaded, or the architecture has a part that is not supported.
     """
     device, dtype = settings.resolved_device(), DTYPES[settings.dtype]
     if settings.tf32 and device.type != "cuda":
@@ -109,9 +108,44 @@ def load_model(settings: ModelSettings, graph: GraphSettings | None = None) -> t
     split = None if graph is None else graph.split_embedding
     if split is None:
         split = settings.path is None and settings.name in SPLIT
+    family = family_of(type(bridge.original_model).__name__, settings.family)
+    model = family.parts(bridge, name, tokenizer, split)
     check = SelfCheck(bridge, partial(load_bridge, settings, device, dtype))
-    model = read_parts(bridge, name, tokenizer, split)
     return replace(model, notes=tuple(notes), self_check=check), bridge
+
+
+@undisturbed
+def adopt_model(model: Any, tokenizer: Any = None, graph: GraphSettings | None = None) -> LanguageModel:
+    """The parts of a model that is loaded already; it keeps its device and precision.
+
+    Parameters
+    ----------
+    model : a TransformerBridge with raw weights, or a Hugging Face model.
+    tokenizer : the model's own; None takes that of a bridge, and without one prompts are token ids.
+
+    Raises
+    ------
+    ModelError
+        It is neither, or its architecture has a part that is not supported.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+    if isinstance(model, TransformerBridge):
+        bridge, tokenizer = model, model.tokenizer if tokenizer is None else tokenizer
+        family = family_of(type(bridge.original_model).__name__, None)
+    elif isinstance(model, PreTrainedModel):
+        family = family_of(type(model).__name__, None)
+        with quiet(), redirect_stdout(io.StringIO()):
+            bridge = family.bridge(model, str(model.config.name_or_path or type(model).__name__), model.dtype)
+    else:
+        raise ModelError(
+            f"a model of type {type(model).__name__} is not supported: give a name, a checkpoint folder, a"
+            " TransformerBridge, or a Hugging Face model with tokenizer=…"
+        )
+    name = getattr(bridge.cfg, "model_name", None) or type(bridge.original_model).__name__
+    parts = family.parts(bridge, name, tokenizer, bool(graph and graph.split_embedding))
+    return replace(parts, self_check=SelfCheck(bridge, lambda: (bridge,)))
 
 
 def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, list[str]]:
@@ -131,32 +165,16 @@ def load_bridge(settings: ModelSettings, device: torch.device, dtype: torch.dtyp
             if folder is None:
                 source = resolve_model_alias(source) or source
             model, tokenizer, notes = load_checkpoint(source, device, dtype, local=folder is not None)
-            return _wrap(model, source, dtype), tokenizer, notes
+            family = family_of(type(model).__name__, settings.family)
+            return family.bridge(model, source, dtype), tokenizer, notes
     except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ModelError):
             reason = reason[:300]
         where = f"model.path={source}" if folder is not None else f"model {source!r} (by name, which needs a network)"
         raise ModelError(f"{where} cannot be loaded: {reason}") from error
-
-
-def _wrap(model: Any, source: str, dtype: torch.dtype) -> Any:
-    """A TransformerBridge around Hugging Face's model. ModelError if there is none for its architecture."""
-    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-    from transformer_lens.model_bridge import TransformerBridge
-
-    what = type(model).__name__
-    if what not in SUPPORTED_ARCHITECTURES:
-        raise ModelError(f"the architecture {what} is not supported: TransformerLens does not know it ({SUPPORTED})")
-    try:
-        stand_in = stand_in_tokenizer(source)
-        return TransformerBridge.boot_transformers(source, hf_model=model, dtype=dtype, tokenizer=stand_in)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(
-            f"the architecture {what} is not supported with this configuration: TransformerLens cannot take it apart"
-            f" ({reason}); {SUPPORTED}"
-        ) from error
 
 
 def load_native(folder: Path) -> Any:
@@ -223,8 +241,26 @@ def _native_parameters(bridge: Any) -> dict[str, nn.Parameter]:
 
 
 @undisturbed
-def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: bool = False) -> LanguageModel:
-    """The parts of a bridge, without gradients. ModelError names a part that is not supported."""
+def read_parts(
+    bridge: Any,
+    name: str,
+    tokenizer: Any = None,
+    split_embedding: bool = False,
+    read_norm: Callable[[Any, str], Norm] | None = None,
+) -> LanguageModel:
+    """The parts of a bridge, without gradients.
+
+    Parameters
+    ----------
+    read_norm : reads a norm of a kind of one's own, from the bridge's module and the name of the place it stands in;
+        None reads the usual ones.
+
+    Raises
+    ------
+    ModelError
+        A part that is not supported; the message names it.
+    """
+    read_norm = read_norm or usual_norm
     config = bridge.cfg
     _refuse_unsupported(config, name)
     n_kv = config.n_key_value_heads
@@ -250,8 +286,10 @@ def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: b
             config=graph_config,
             W_E=_component(bridge, "W_E", name).detach(),
             W_pos=_component(bridge, "W_pos", name).detach() if learned else None,
-            layers=tuple(_read_layer(block, f"blocks.{i}", config, rotary) for i, block in enumerate(bridge.blocks)),
-            final_norm=_read_norm(_component(bridge, "ln_final", name), "ln_final"),
+            layers=tuple(
+                _read_layer(block, f"blocks.{i}", config, rotary, read_norm) for i, block in enumerate(bridge.blocks)
+            ),
+            final_norm=read_norm(_component(bridge, "ln_final", name), "ln_final"),
             W_U=_component(bridge, "W_U", name).detach(),
             b_U=bridge.b_U.detach() if bridge.b_U is not None and bool(bridge.b_U.any()) else None,
             causal=config.attention_dir == "causal",
@@ -260,6 +298,14 @@ def read_parts(bridge: Any, name: str, tokenizer: Any = None, split_embedding: b
             window=None if uneven else shortest,
             limit="the attention window of some of its layers" if uneven else "",
         )
+
+
+@dataclass(frozen=True)
+class Standard(Family):
+    """Whatever TransformerLens brings in its usual form: one norm before each of attention and MLP."""
+
+    def parts(self, bridge: Any, name: str, tokenizer: Any, split_embedding: bool) -> LanguageModel:
+        return read_parts(bridge, name, tokenizer, split_embedding)
 
 
 def _refuse_unsupported(config: Any, name: str) -> None:
@@ -299,7 +345,8 @@ def _component(bridge: Any, attribute: str, where: str) -> Any:
         raise ModelError(f"{where} has no {attribute}: this architecture is not supported ({SUPPORTED})") from None
 
 
-def _read_norm(bridge: Any, where: str) -> Norm:
+def usual_norm(bridge: Any, where: str) -> Norm:
+    """A layer norm, an RMS norm or none. ModelError for any other, which names where it stands."""
     module = getattr(bridge, "_original_component", bridge)
     kind = type(module).__name__
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -329,7 +376,9 @@ def _read_rotary(bridge: Any, name: str) -> Rotary:
     return Rotary(cos[0].detach(), sin[0].detach(), adjacent=False)
 
 
-def _read_layer(block: Any, where: str, config: Any, rotary: Rotary | None) -> Layer:
+def _read_layer(
+    block: Any, where: str, config: Any, rotary: Rotary | None, read_norm: Callable[[Any, str], Norm]
+) -> Layer:
     attention = _component(block, "attn", where)
     inner = attention._original_component
     if hasattr(inner, "scaling"):
@@ -344,20 +393,20 @@ def _read_layer(block: Any, where: str, config: Any, rotary: Rotary | None) -> L
         if weights[key] is not None:
             weights[key] = weights[key].reshape(-1, config.d_head)
     return Layer(
-        norm=_read_norm(_component(block, "ln1", where), f"{where}.ln1"),
+        norm=read_norm(_component(block, "ln1", where), f"{where}.ln1"),
         scale=scale,
         rotary=rotary,
-        mlp=None if config.attn_only else _read_mlp(block, where, config),
+        mlp=None if config.attn_only else _read_mlp(block, where, config, read_norm),
         **weights,
     )
 
 
-def _read_mlp(block: Any, where: str, config: Any) -> Mlp:
+def _read_mlp(block: Any, where: str, config: Any, read_norm: Callable[[Any, str], Norm]) -> Mlp:
     mlp = _component(block, "mlp", where)
     gate = getattr(mlp, "gate", None)
     weights: dict[str, Any] = {key: getattr(mlp, key) for key in ("W_in", "W_out", "b_in", "b_out")}
     weights["W_gate"] = mlp.W_gate if config.gated_mlp else None
     weights["b_gate"] = getattr(gate, "bias", None) if config.gated_mlp else None
     weights = {key: None if w is None else w.detach() for key, w in weights.items()}
-    norm = _read_norm(_component(block, "ln2", where), f"{where}.ln2")
+    norm = read_norm(_component(block, "ln2", where), f"{where}.ln2")
     return Mlp(norm=norm, activation=_ACTIVATIONS[config.act_fn], **weights)

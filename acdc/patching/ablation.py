@@ -20,11 +20,12 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching.ablation_result import Ablated, Ablation, Additivity, Curve, Scale, strongest
 from acdc.patching.ablation_run import PROMPTS, VALUES, AblationRun, AblationValues
-from acdc.patching.base import Progress, by_pair, ends
+from acdc.patching.base import PatchOptions, Progress, by_pair, ends
 from acdc.patching.ranking import NamedSites
 from acdc.patching.self_repair import find_backup, fits, most_direct
 from acdc.patching.shift import measure
 from acdc.patching.sites import WAYS, Choice, Grid, Site
+from acdc.settings import option
 
 RANKINGS = ("effect", "given", "random")
 
@@ -32,54 +33,73 @@ Some = list[int | str] | int  # sites by name, or how many
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is ablated, by what, and what is looked at.
-
-    Attributes
-    ----------
-    name: `ablation`.
-    value: what stands in: `zero`, `mean` (over all tokens), `mean_by_position` or `resample` (another pair's value).
-    over: `corrupted` or `clean`, the prompts that means and other pairs' values are of.
-    draws: of the other pair, for `resample`; effects are means over them. seed: of these draws and of random orders.
-    site, by, layers, heads, neurons, positions: as for `acdc.patching.activation`.
-    ranking: of the knock-out curve: `effect` (largest first), `given` (in `order`), `random`, a CSV file such as
-        another run's `patch.csv`; None draws no curve.
-    order: names of sites, for `given`. orders: random orders beside it. points: the most points of a curve.
-    backup: sites by name, or how many of those with the largest direct effect; 0 leaves it out.
-    additivity: sites by name, or how many of those with the largest effect; 0 leaves it out.
-    shift_limit: a site is marked as shifted beyond this many times the usual distance from its clean values; None is
-        the 99 % quantile of these.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
+class Settings(PatchOptions):
+    """Ablation: sites of the clean run get zero, a mean or another pair's value, alone and together; what is lost, what
+    rises."""
 
     name: str = "ablation"
-    value: str = "mean"
-    over: str = "corrupted"
-    draws: int = 5
-    seed: int = 0
-    site: list[str] | str = "head_output"
-    by: str = "auto"
-    layers: list[int] | int | None = None
-    heads: list[int] | int | None = None
-    neurons: list[int] | int | None = None
-    positions: list[int | str] | int | str | None = None
-    ranking: str | None = "effect"
-    order: list[int | str] | None = None
-    orders: int = 5
-    points: int = 100
-    backup: Some = 3
-    additivity: Some = 4
-    shift_limit: float | None = None
-    memory_gb: float | None = None
+    value: str = option(
+        "mean",
+        "what stands in: zero, mean (over all tokens), mean_by_position or resample (another pair's value)",
+        VALUES,
+    )
+    over: str = option(
+        "corrupted", "the prompts that means and other pairs' values are of: corrupted or clean", PROMPTS
+    )
+    draws: int = option(5, "of the other pair, for resample; effects are means over them", least=1)
+    seed: int = option(0, "of these draws and of random orders")
+    site: list[str] | str = option(
+        "head_output",
+        "resid_pre, resid_mid, resid_post, attn_out, mlp_out, head_output, q, k, v, pattern or neuron;"
+        " [head_output,mlp_out] for several",
+    )
+    by: str = option(
+        "auto",
+        "how the sites of a layer are told apart: position, head, head_position, neuron, neuron_position;"
+        " auto: head, neuron or else position",
+        ("auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)),
+    )
+    layers: list[int] | int | None = option(None, "those to ablate, such as [0,3]; null is all")
+    heads: list[int] | int | None = option(None, "the same for heads")
+    neurons: list[int] | int | None = option(None, "the same for neurons")
+    positions: list[int | str] | int | str | None = option(
+        None,
+        'indices, labels of the task and spans, such as [S2,-1,"2:5"]; null is all. By head or neuron they are'
+        " ablated together",
+    )
+    ranking: str | None = option(
+        "effect",
+        "order of the knock-out curve: effect (largest first), given (see order), random, a CSV file such as"
+        " another run's patch.csv; null: no curve",
+    )
+    order: list[int | str] | None = option(None, "names of sites, for ranking=given, such as [a9.h9,a9.h6]")
+    orders: int = option(5, "random orders beside the ranking", least=0)
+    points: int = option(100, "the most points of a curve", least=2)
+    backup: Some = option(
+        3,
+        "what rises when a site goes: sites by name, or how many of those with the largest direct effect; 0"
+        " leaves it out",
+        least=0,
+    )
+    additivity: Some = option(
+        4,
+        "joint against single effects: sites by name, or how many of those with the largest effect; 0 leaves it out",
+        least=0,
+    )
+    shift_limit: float | None = option(
+        None,
+        "a site is marked as shifted beyond this many times the usual distance from its clean values; null is"
+        " their 99 % quantile",
+        above=0,
+    )
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
 
     def __post_init__(self) -> None:
-        for key, allowed in (
-            ("value", VALUES),
-            ("over", PROMPTS),
-            ("by", ["auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)]),
-        ):
-            if (given := getattr(self, key)) not in allowed:
-                raise ConfigError(f"patch.{key}={given} is not known: choose one of {', '.join(allowed)}")
+        super().__post_init__()
         if self.ranking not in (None, *RANKINGS) and not str(self.ranking).endswith(".csv"):
             raise ConfigError(
                 f"patch.ranking={self.ranking} is not known: choose {', '.join(RANKINGS)}, a file (.csv) or null"
@@ -90,9 +110,6 @@ class Settings:
                 if self.order is None
                 else f"patch.order has no effect with patch.ranking={self.ranking}: give patch.ranking=given"
             )
-        for key, least in (("draws", 1), ("orders", 0), ("points", 2), ("backup", 0), ("additivity", 0)):
-            if isinstance(number := getattr(self, key), int) and number < least:
-                raise ConfigError(f"patch.{key}={number} is not allowed: give {least} or more")
         if self.ranking == "random" and not self.orders:
             raise ConfigError("patch.orders=0 leaves nothing of patch.ranking=random: give 1 or more")
         for key in ("draws", "over"):
@@ -101,9 +118,6 @@ class Settings:
                 raise ConfigError(f"patch.{key}={given} has no effect with patch.value={self.value}: leave it out")
         if self.additivity == 1 or (isinstance(self.additivity, list) and len(self.additivity) < 2):
             raise ConfigError(f"patch.additivity={self.additivity} is not allowed: give at least two sites, or 0")
-        if self.shift_limit is not None and self.shift_limit <= 0:
-            raise ConfigError(f"patch.shift_limit={self.shift_limit} is not allowed: give more than 0, or null")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
 
     @property
     def choice(self) -> Choice:

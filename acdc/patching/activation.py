@@ -25,34 +25,29 @@ from acdc.patching.shift import Shift, measure
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
 from acdc.patching.values import RunValues, SiteChanges
+from acdc.settings import option
 
 
 @dataclass(frozen=True)
 class Settings(SiteSettings):
-    """What is patched, besides `SiteSettings`.
-
-    Attributes
-    ----------
-    sufficient_from, necessary_from: a site is sufficient if denoising it recovers at least this, necessary if noising
-        it loses at least this, of the way between the corrupted and the clean metric.
-    shift: measure how far what is put in lies from the site's clean values, see `acdc.patching.shift`.
-    shortlist: None patches every site; `attribution` only those that attribution patching ranks highest.
-    shortlist_size: how many of a map, that is of a kind and direction.
-    """
+    """Activation patching: one site at a time gets its value from the other run; recovery says what that does."""
 
     name: str = "activation"
-    sufficient_from: float = 0.1
-    necessary_from: float = 0.1
-    shift: bool = True
-    shortlist: str | None = None
-    shortlist_size: int = 20
+    sufficient_from: float = option(
+        0.1,
+        "a site is sufficient if denoising it recovers at least this of the way from corrupted to clean",
+    )
+    necessary_from: float = option(0.1, "a site is necessary if noising it loses at least this of the way")
+    shift: bool = option(True, "measure how far what is put in lies from the site's values on clean prompts")
+    shortlist: str | None = option(
+        None,
+        "attribution: patch only the sites that attribution patching ranks highest; null is every site",
+        ("attribution",),
+    )
+    shortlist_size: int = option(20, "how many sites of a map (a kind and direction) a shortlist has", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shortlist not in (None, "attribution"):
-            raise ConfigError(f"patch.shortlist={self.shortlist} is not known: give attribution, or null for all sites")
-        if self.shortlist_size < 1:
-            raise ConfigError(f"patch.shortlist_size={self.shortlist_size} is not allowed: give 1 or more")
         if self.shortlist is None and self.shortlist_size != Settings.shortlist_size:
             raise ConfigError(
                 f"patch.shortlist_size={self.shortlist_size} has no effect without a shortlist: give"

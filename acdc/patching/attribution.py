@@ -8,7 +8,7 @@ With the corrections of AtP* (Kramár et al. 2024, arXiv:2403.00745), and with r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,31 +25,32 @@ from acdc.patching.base import Progress
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid, Site
 from acdc.result import Labelled, Result, as_table
+from acdc.settings import option
 
 
 @dataclass(frozen=True)
 class Settings(SiteSettings):
-    """What is estimated, besides `SiteSettings`.
-
-    Attributes
-    ----------
-    qk_fix: for q and k sites the attention pattern is computed anew, and only what follows is taken as linear (AtP*).
-    grad_drop: GradDrop (AtP*): the mean of the estimate's size over layers held fixed, so that effects that cancel are
-        seen; estimates then have no sign. A pass back for every layer.
-    compare: patch the same sites for real too.
-    disagreements: how many sites of each map to list where the two differ most.
-    """
+    """Attribution patching: the effect of every site estimated from gradients, beside the real one."""
 
     name: str = "attribution"
-    qk_fix: bool = False
-    grad_drop: bool = False
-    compare: bool = True
-    disagreements: int = 10
+    qk_fix: bool = option(
+        False,
+        "AtP*: compute the attention pattern anew for q and k sites, so that a saturated softmax hides nothing",
+    )
+    grad_drop: bool = option(
+        False,
+        "AtP*: the mean size of the estimate with each layer held fixed in turn, so that effects cannot"
+        " cancel; no sign",
+    )
+    compare: bool = option(True, "patch the same sites for real too, and say where the two disagree")
+    disagreements: int = option(
+        10,
+        "how many sites of a map (a kind and direction) to list where the two differ most",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.disagreements < 0:
-            raise ConfigError(f"patch.disagreements={self.disagreements} is not allowed: give 0 or more")
         if not self.compare and self.disagreements != Settings.disagreements:
             raise ConfigError(
                 f"patch.disagreements={self.disagreements} has no effect with patch.compare=false: leave it out"
@@ -171,7 +172,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     corrections = tuple(name for name, used in named if used)
     if not settings.compare:
         return Attributed(estimated, (), (), corrections)
-    common = {name: getattr(settings, name) for name in SiteSettings.__dataclass_fields__ if name != "name"}
+    common = {f.name: getattr(settings, f.name) for f in fields(SiteSettings) if f.name != "name"}
     real = activation.patch(experiment, activation.Settings(**common), after(n_sites))
     agreements = tuple(Agreement(a, b, settings.grad_drop) for a, b in zip(maps, real.maps, strict=True))
     listed = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +16,20 @@ from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
 from acdc.metrics import alike
 from acdc.model.forward import streams
+from acdc.settings import Settings
 
 DIRECTIONS = ("noise", "denoise")
 _MOST_BYTES = 2**28  # of one batch: larger ones are no faster
+
+
+@dataclass(frozen=True)
+class PatchOptions(Settings):
+    """A kind of patching."""
+
+    GROUP: ClassVar[str] = "patch"
+
+    name: str = ""
+
 
 Progress = Callable[[int, int], None]  # sites (or paths) done, and in all
 

@@ -7,7 +7,7 @@ the sum of what embedding, heads, MLPs and biases write. So the logit difference
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,26 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import streams
 from acdc.patching import base
-from acdc.patching.base import Progress
+from acdc.patching.base import PatchOptions, Progress
 from acdc.result import Labelled, Result, as_table
+from acdc.settings import option
 
 WAYS = ("layer", "sublayer", "head", "neuron")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the logit difference is taken apart.
-
-    Attributes
-    ----------
-    name: `direct`.
-    by: one or several of `WAYS`, each a sum of its own: whole layers (biases included); attention and MLP of each
-        layer; heads and MLPs; heads and neurons.
-    """
+class Settings(PatchOptions):
+    """Direct logit attribution: what each part of the model writes into the logit difference itself."""
 
     name: str = "direct"
-    by: list[str] | str = field(default_factory=lambda: ["layer", "head"])
+    by: list[str] | str = option(
+        ["layer", "head"],
+        "layer, sublayer (attention and MLP), head (and MLP) or neuron (and head); each sums to the logit difference",
+        WAYS,
+    )
 
     def __post_init__(self) -> None:
-        for way in self.ways:
-            if way not in WAYS:
-                raise ConfigError(f"patch.by={way} is not known: choose from {', '.join(WAYS)}")
+        super().__post_init__()
         if not self.ways:
             raise ConfigError(f"patch.by is empty: choose from {', '.join(WAYS)}")
 

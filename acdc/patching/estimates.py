@@ -20,8 +20,6 @@ from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid
 from acdc.patching.values import SiteChanges
 
-_STATIONARY = ("kl_div", "l2")  # least on the clean run, where their gradient is therefore zero
-
 
 def check(experiment: Experiment, settings: SiteSettings, grad_drop: bool = False) -> list[Grid]:
     """The sites, a grid a kind; what cannot be estimated is refused.
@@ -32,7 +30,7 @@ def check(experiment: Experiment, settings: SiteSettings, grad_drop: bool = Fals
     GradDrop in a model of one layer.
     """
     grids = site_settings.check(experiment, settings)
-    if experiment.metric_name in _STATIONARY and "noise" in settings.directions:
+    if experiment.measured.compares_with_model and "noise" in settings.directions:
         raise ConfigError(
             f"metric={experiment.metric_name} is least on the clean run, so its gradient there is zero and says nothing"
             " of noising: give patch.direction=denoise, or metric=logit_diff"

@@ -20,6 +20,7 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching.base import (
     DIRECTIONS,
+    PatchOptions,
     Progress,
     base_and_source,
     batch_bytes,
@@ -34,51 +35,54 @@ from acdc.patching.path_choice import SWEEPS, Group, Path, paths_of, ports_of, r
 from acdc.patching.path_result import PatchedPaths, PathMap
 from acdc.patching.path_run import PathRun
 from acdc.patching.positions import Place, places
+from acdc.settings import option
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Which paths.
-
-    Attributes
-    ----------
-    name: `path`.
-    senders: nodes, `heads`, `mlps`; None is all. receivers: ports, heads (their q, k and v together), MLPs, `logits`,
-        `heads`, `mlps`; None is all ports.
-    sweep: which are taken one at a time: `both` (every path by itself), `senders` (each to all receivers together),
-        `receivers` (all senders together to each) or `none`.
-    through: the nodes in between that may respond: `none`, `mlps`, `heads`, or names.
-    direction: `noise`, `denoise` or `both`.
-    positions: where the senders are changed: indices, labels or spans `start:end`, together; None is everywhere.
-    from_: a node whose feeders are looked for, and theirs, level by level; its key is `from`.
-    depth: how many levels. width: how many senders of a level are followed at most. limit: of |effect|, from which a
-        sender is followed.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
+class Settings(PatchOptions):
+    """Path patching: some senders give the other run's output, but only some receivers are told; the rest is frozen."""
 
     name: str = "path"
-    senders: list[str] | str | None = None
-    receivers: list[str] | str | None = "logits"
-    sweep: str = "both"
-    through: list[str] | str = "none"
-    direction: str = "noise"
-    positions: list[int | str] | int | str | None = None
-    from_: str | None = None
-    depth: int = 3
-    width: int = 4
-    limit: float = 0.02
-    memory_gb: float | None = None
+    senders: list[str] | str | None = option(None, "nodes such as [a0.h3,m1,input], heads, mlps; null is all")
+    receivers: list[str] | str | None = option(
+        "logits",
+        "ports such as [a3.h0<q>,m2], heads (their q, k and v together), mlps, logits; null is all ports",
+    )
+    sweep: str = option(
+        "both",
+        "one at a time: both, senders (each to all receivers together), receivers (all senders together to"
+        " each) or none",
+        SWEEPS,
+    )
+    through: list[str] | str = option(
+        "none",
+        "nodes in between that may respond: none, mlps (as Wang et al. 2022), heads, or names such as [a1.h0,m2]",
+    )
+    direction: str = option(
+        "noise",
+        "noise: corrupted value into the clean run; denoise: clean value into the corrupted run; both",
+        (*DIRECTIONS, "both"),
+    )
+    positions: list[int | str] | int | str | None = option(
+        None,
+        'where the senders are changed: indices, labels of the task and spans, such as [S2,-1,"2:5"]; null is'
+        " everywhere",
+    )
+    from_: str | None = option(
+        None,
+        "a node such as logits, a3.h0 or m2: who feeds it, who feeds those, and so on backward, instead of a sweep",
+    )
+    depth: int = option(3, "with from: how many levels", least=1)
+    width: int = option(4, "with from: how many senders of a level are followed at most, the strongest", least=1)
+    limit: float = option(0.02, "with from: the least |effect| of a sender that is followed", least=0)
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
 
     def __post_init__(self) -> None:
-        if self.direction not in (*DIRECTIONS, "both"):
-            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
-        if self.sweep not in SWEEPS:
-            raise ConfigError(f"patch.sweep={self.sweep} is not known: choose one of {', '.join(SWEEPS)}")
-        for key in ("depth", "width"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"patch.{key}={getattr(self, key)} is not allowed: give 1 or more")
-        if self.limit < 0:
-            raise ConfigError(f"patch.limit={self.limit} is not allowed: give 0 or more")
+        super().__post_init__()
         for field in fields(self):
             changed = getattr(self, field.name) != field.default
             if changed and self.from_ is None and field.name in ("depth", "width", "limit"):
@@ -87,7 +91,6 @@ class Settings:
                 )
             if changed and self.from_ is not None and field.name in ("receivers", "sweep"):
                 raise ConfigError(f"patch.{field.name} has no effect with patch.from, which chooses the receivers")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
 
     @property
     def directions(self) -> tuple[str, ...]:

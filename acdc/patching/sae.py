@@ -22,6 +22,7 @@ from acdc.model.sae import SparseAutoencoder, load_sae
 from acdc.patching.activation_result import SiteMap
 from acdc.patching.base import (
     DIRECTIONS,
+    PatchOptions,
     Progress,
     base_and_source,
     batch_bytes,
@@ -37,49 +38,49 @@ from acdc.patching.positions import Place, places
 from acdc.patching.sae_reconstruction import POINTS, Survey, activation, features_of, real_tokens
 from acdc.patching.sae_result import Example, PatchedFeatures
 from acdc.patching.sites import Grid, Kind
+from acdc.settings import option
 from acdc.tasks.base import Tokenizer
 
 BY = ("feature", "feature_position")
 EXAMPLES = 5  # tokens a feature is shown with
 BEFORE = 4  # tokens before each
-_AT_MINIMUM = ("kl_div", "l2")  # metrics whose gradient in the clean run is nil: it is where they are smallest
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Which features of which autoencoder are patched.
-
-    Attributes
-    ----------
-    name: `sae`.
-    sae: `pocket`, that of the bundled model, or a release of SAELens as RELEASE/ID.
-    path: a folder with `sae.safetensors` (or `sae_weights.safetensors`) and `cfg.json`; then `sae` is not looked at.
-    by: `feature`, all positions together, or `feature_position`, each by itself.
-    direction: `noise`, `denoise` or `both`.
-    features: those to patch, by number; None is all that are active on the pairs.
-    most: patch only so many, those with the largest attribution; None is all.
-    positions: indices, labels or spans `start:end`; None is all.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
+class Settings(PatchOptions):
+    """Single features of a sparse autoencoder get their value from the other run, the error term kept; they are ranked
+    by effect and by attribution."""
 
     name: str = "sae"
-    sae: str = "pocket"
-    path: str | None = None
-    by: str = "feature"
-    direction: str = "both"
-    features: list[int] | int | None = None
-    most: int | None = None
-    positions: list[int | str] | int | str | None = None
-    memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.by not in BY:
-            raise ConfigError(f"patch.by={self.by} is not known: choose {' or '.join(BY)}")
-        if self.direction not in (*DIRECTIONS, "both"):
-            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
-        if self.most is not None and self.most < 1:
-            raise ConfigError(f"patch.most={self.most} is not allowed: give 1 or more, or null for all")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
+    sae: str = option(
+        "pocket",
+        "the autoencoder: pocket, that of the bundled model, or a release of SAELens as RELEASE/ID",
+    )
+    path: str | None = option(
+        None,
+        "a folder with sae.safetensors (or SAELens' sae_weights.safetensors) and cfg.json; then sae is not looked at",
+    )
+    by: str = option("feature", "feature: all positions together; feature_position: each position by itself", BY)
+    direction: str = option(
+        "both",
+        "noise: corrupted value into the clean run; denoise: clean value into the corrupted run; both",
+        (*DIRECTIONS, "both"),
+    )
+    features: list[int] | int | None = option(
+        None,
+        "those to patch, such as [3,141]; null is all that are active on the pairs",
+    )
+    most: int | None = option(None, "patch only so many, those with the largest attribution; null is all", least=1)
+    positions: list[int | str] | int | str | None = option(
+        None,
+        'indices, labels of the task and spans, such as [S2,-1,"2:5"]; null is all. By feature they are'
+        " patched together",
+    )
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -121,7 +122,7 @@ def check(experiment: Experiment, settings: Settings) -> tuple[SparseAutoencoder
         raise ConfigError(
             f"patch.features={shown} is not there: give numbers from 0 to {sae.d_sae - 1}, or null for all active ones"
         )
-    if settings.most is not None and settings.directions == ("noise",) and experiment.metric_name in _AT_MINIMUM:
+    if settings.most is not None and settings.directions == ("noise",) and experiment.measured.compares_with_model:
         raise ConfigError(
             f"patch.most ranks by attribution, which says nothing when noising with metric={experiment.metric_name}"
             " (its gradient is nil in the clean run): choose patch.direction=both or denoise, or metric=logit_diff"
@@ -159,7 +160,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     gap = float((scale[0] - scale[1]).mean())
     # On the scale of what patching loses (noise) or recovers (denoise).
     attributions = {d: a / (-gap if d == "noise" else gap) for d, a in attributions.items()}
-    if experiment.metric_name in _AT_MINIMUM and "noise" in attributions:
+    if experiment.measured.compares_with_model and "noise" in attributions:
         attributions["noise"] = torch.full_like(attributions["noise"], float("nan"))
     if settings.most is not None and settings.most < len(chosen):
         size = torch.stack([a.nan_to_num().abs().amax(1) for a in attributions.values()]).amax(0)
@@ -183,7 +184,7 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 def _warnings(experiment: Experiment, patched: PatchedFeatures) -> list[str]:
     """What the reader should be warned of."""
     found = patched.reconstruction.problems
-    if experiment.metric_name in _AT_MINIMUM and any(one.direction == "noise" for one in patched.maps):
+    if experiment.measured.compares_with_model and any(one.direction == "noise" for one in patched.maps):
         found.append(
             f"metric={experiment.metric_name} is smallest in the clean run, where its gradient is nil: noising has no"
             " attribution"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -146,7 +145,7 @@ class Survey:
         x = activation(clean, self.sae)
         back = torch.cat([self.sae.reconstruct(row)[None] for row in x]) - x
         changes = torch.stack((torch.zeros_like(x), back, -x)) * real[..., None]
-        measured = ResumedRun(dataclasses.replace(block, metric_name=self.loss), block.clean)
+        measured = ResumedRun(block.with_metric(self.loss), block.clean)
         weight = block.readouts.weight
         for i, change in enumerate(changes):
             self.losses[i] += float((measured.metric_values(self.sae.layer, point, change[None]) * weight).sum())

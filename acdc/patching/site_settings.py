@@ -4,47 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from acdc.engine.memory import budget_bytes
-from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching.base import DIRECTIONS, check_ablation, check_scale
+from acdc.patching.base import DIRECTIONS, PatchOptions, check_ablation, check_scale
 from acdc.patching.sites import WAYS, Choice, Grid
+from acdc.settings import option
 
 
 @dataclass(frozen=True)
-class SiteSettings:
-    """Which sites, and which way.
+class SiteSettings(PatchOptions):
+    """Which sites are patched, and which way."""
 
-    Attributes
-    ----------
-    name: of the kind of patching.
-    site: one or several of `acdc.patching.sites.KINDS`.
-    by: how the sites of a layer are told apart: `position`, `head`, `head_position`, `neuron`, `neuron_position`;
-        `auto` is by head, neuron or, where there are none, position.
-    direction: `noise`, `denoise` or `both`.
-    layers, heads, neurons: those to patch; None is all.
-    positions: indices, labels or spans `start:end`; None is all. By head or neuron they are patched together.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
-
-    name: str
-    site: list[str] | str = "head_output"
-    by: str = "auto"
-    direction: str = "both"
-    layers: list[int] | int | None = None
-    heads: list[int] | int | None = None
-    neurons: list[int] | int | None = None
-    positions: list[int | str] | int | str | None = None
-    memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.direction not in (*DIRECTIONS, "both"):
-            raise ConfigError(f"patch.direction={self.direction} is not known: choose {', '.join(DIRECTIONS)} or both")
-        if self.by not in (allowed := ["auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)]):
-            raise ConfigError(f"patch.by={self.by} is not known: choose one of {', '.join(allowed)}")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
+    name: str = ""
+    site: list[str] | str = option(
+        "head_output",
+        "resid_pre, resid_mid, resid_post, attn_out, mlp_out, head_output, q, k, v, pattern or neuron; [q,k]"
+        " for several",
+    )
+    by: str = option(
+        "auto",
+        "how the sites of a layer are told apart: position, head, head_position, neuron, neuron_position;"
+        " auto: head, neuron or else position",
+        ("auto", *dict.fromkeys(way for ways in WAYS.values() for way in ways)),
+    )
+    direction: str = option(
+        "both",
+        "noise: corrupted value into the clean run; denoise: clean value into the corrupted run; both",
+        (*DIRECTIONS, "both"),
+    )
+    layers: list[int] | int | None = option(None, "those to patch, such as [0,3]; null is all")
+    heads: list[int] | int | None = option(None, "the same for heads")
+    neurons: list[int] | int | None = option(None, "the same for neurons")
+    positions: list[int | str] | int | str | None = option(
+        None,
+        'indices, labels of the task and spans, such as [S2,-1,"2:5"]; null is all. By head or neuron they are'
+        " patched together",
+    )
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
 
     @property
     def directions(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acdc.ablation import AblationSettings
+from acdc.ablation import Corrupted
 from acdc.engine.joint import JointRun, Replaced
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
@@ -22,58 +22,63 @@ from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
 from acdc.metrics import alike
 from acdc.model.forward import run_from
-from acdc.patching.base import Progress, batch_bytes, blocks, by_pair
+from acdc.patching.base import PatchOptions, Progress, batch_bytes, blocks, by_pair
 from acdc.patching.positions import TRACED_BY, Place, subject, traced_places
 from acdc.patching.sites import KINDS
 from acdc.patching.tracing_result import Traced, TraceMap
 from acdc.patching.values import SiteChanges
+from acdc.settings import option
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 _MOST_WINDOW = 10
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is noised and restored.
-
-    Attributes
-    ----------
-    name: `tracing`.
-    site: one or several of `SITES`; None is all that the model has.
-    by: how states of a layer are told apart: `role` (see `acdc.patching.positions`) or `position`.
-    subject: an index, a label or a span `start:end`; None is what the pairs call their subject.
-    noise: standard deviation of the noise, in those of the token embeddings of all the subjects.
-    draws: of the noise; effects are means over them. seed: of the noise.
-    window: layers whose MLPs or attentions are restored together, around each layer; None is 10, and at most a quarter
-        of the layers. The residual stream is restored at one layer.
-    memory_gb: what temporary tensors may take; None is a share of what is free.
-    """
+class Settings(PatchOptions):
+    """Causal tracing: noise on the subject's embeddings, and one state at a time restored to its clean value."""
 
     name: str = "tracing"
-    site: list[str] | str | None = None
-    by: str = "role"
-    subject: int | str | None = None
-    noise: float = 3.0
-    draws: int = 10
-    seed: int = 0
-    window: int | None = None
-    memory_gb: float | None = None
+    site: list[str] | str | None = option(
+        None,
+        "resid_post, mlp_out or attn_out; [mlp_out,attn_out] for several; null is all that the model has",
+    )
+    by: str = option(
+        "role",
+        "how the tokens are told apart: role (first, middle, last subject token, first behind it, further,"
+        " last) or position",
+        TRACED_BY,
+    )
+    subject: int | str | None = option(
+        None,
+        'the tokens that are noised: a label of the task, an index or a span such as "2:5"; null is the pairs\''
+        " own subject",
+    )
+    noise: float = option(
+        3.0,
+        "standard deviation of the noise, in those of the token embeddings of all the subjects",
+        above=0,
+    )
+    draws: int = option(10, "of the noise; effects are means over them", least=1)
+    seed: int = option(0, "of the noise")
+    window: int | None = option(
+        None,
+        "layers whose MLPs or attentions are restored together; null is 10, and at most a quarter of the layers",
+        least=1,
+    )
+    memory_gb: float | None = option(
+        None,
+        "what temporary tensors may take; null is a share of what is free",
+        above=0,
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sites = [] if self.site is None else [self.site] if isinstance(self.site, str) else self.site
         if self.site is not None and (not sites or (wrong := [site for site in sites if site not in SITES])):
             given = wrong[0] if sites else "[]"
             raise ConfigError(f"patch.site={given} is not known: choose from {', '.join(SITES)}, or null for all")
-        if self.by not in TRACED_BY:
-            raise ConfigError(f"patch.by={self.by} is not known: choose {' or '.join(TRACED_BY)}")
-        if not 0 < self.noise < math.inf:
-            raise ConfigError(f"patch.noise={self.noise:g} is not allowed: give a finite number above 0")
-        for key in ("draws", "window"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ConfigError(f"patch.{key}={value} is not allowed: give 1 or more")
         if self.window is not None and sites and set(sites) == {"resid_post"}:
             raise ConfigError("patch.window has no effect with patch.site=resid_post, which is restored at one layer")
-        budget_bytes(torch.device("cpu"), self.memory_gb, "patch")
 
     def sites(self, experiment: Experiment) -> tuple[str, ...]:
         """The sites of a model that are restored.
@@ -119,7 +124,7 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
     ConfigError: an ablation; pairs without a subject; a subject, site or way that does not fit. TaskError: noise on the
     subject does not change the metric, so that there is nothing to restore.
     """
-    if experiment.ablation != AblationSettings():
+    if experiment.ablation != Corrupted():
         raise ConfigError(
             f"ablation={experiment.ablation.name} has no effect with patch=tracing, which noises the clean prompts"
             " itself: leave it out"

@@ -46,7 +46,7 @@ def path_notes(circuit: Circuit) -> list[str]:
 def _more(circuit: Circuit) -> str:
     """How to get a circuit with a path."""
     method, at = circuit.method, circuit.metrics.get("path_at")
-    advice: str = getattr(discovery.load(method["name"]), "TO_KEEP_MORE", "")
+    advice = discovery.METHODS.load(method["name"]).to_keep_more
     if at is None:
         return advice
     least = f"the {at:,} best edges are the fewest that have one"

@@ -21,7 +21,7 @@ from experiments import (
 )
 
 from acdc.discovery import discover
-from acdc.discovery.acdc import Settings
+from acdc.discovery.acdc import ACDC
 from acdc.discovery.base import Decision
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
@@ -330,7 +330,7 @@ def test_a_journal_of_another_run_is_refused(engine: str) -> None:
         ({"batch_size": "many"}, "batch_size=many"),
         ({"tie_tolerance": -1.0}, "tie_tolerance=-1"),
         ({"threshold": float("nan")}, "threshold=nan"),
-        ({"method": Settings(threshold=0.1), "threshold": 0.2}, "threshold"),
+        ({"method": ACDC(threshold=0.1), "threshold": 0.2}, "threshold"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(options: dict[str, Any], said: str) -> None:
@@ -343,7 +343,7 @@ def test_wrong_settings_are_refused_in_one_line(options: dict[str, Any], said: s
 
 def test_settings_and_keywords_are_the_same() -> None:
     one = experiment(small("gpt2"), random_pairs(0))
-    a = discover(one, Settings(threshold=0.05, projection_edges=True, engine="full"))
+    a = discover(one, ACDC(threshold=0.05, projection_edges=True, engine="full"))
     b = discover(one, "acdc", threshold=0.05, projection_edges=True, engine="full")
     assert (a.edges, a.tested, a.method) == (b.edges, b.tested, b.method)
 

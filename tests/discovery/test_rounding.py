@@ -121,7 +121,7 @@ def test_thresholds_beside_effects_of_a_trained_classifier(metric: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("seed", range(3))
 def test_many_thresholds_beside_effects_of_trained_classifiers(seed: int, metric: str) -> None:
     it, pairs = palindromes(seed, 300)
@@ -135,7 +135,7 @@ def test_thresholds_beside_effects_of_extreme_weights(kind: str, change: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("change", ["outlier", "rare", "tiny", "logits"])
 @pytest.mark.parametrize("kind", ["llama", "attention_only", "layer_norm"])
 def test_many_thresholds_beside_effects_of_extreme_weights(kind: str, change: str, metric: str) -> None:

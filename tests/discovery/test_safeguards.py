@@ -10,7 +10,7 @@ import torch
 from experiments import assert_same_decisions, decide, experiment, random_pairs, small
 from torch import Tensor
 
-from acdc.ablation import AblationSettings
+from acdc.ablation import ABLATIONS, Noise
 from acdc.engine.incremental import IncrementalPruning
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import BlockedPruning, make_pruning_engine
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("engine", ["full", "incremental"])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_pairs_in_blocks_are_decided_alike(kind: str, metric: str, engine: str) -> None:
     """A budget for one row, for a few, and for all; rows of a pair may fall into different blocks."""
@@ -42,7 +42,7 @@ def test_pairs_in_blocks_are_decided_alike(kind: str, metric: str, engine: str) 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero", "noise"])
 def test_blocks_see_the_ablation_of_all_pairs(ablation: str) -> None:
-    settings = AblationSettings("noise", draws=2) if ablation == "noise" else AblationSettings(ablation)
+    settings = Noise(draws=2) if ablation == "noise" else ABLATIONS.chosen(ablation)
     one = experiment(small("gpt_neox"), random_pairs(22), "kl_div", settings)
     whole = decide(one, 0.02, memory_gb=1.0)[1]
     assert isinstance(make_pruning_engine("incremental", one, EdgeMask.all(one.graph), 1e-9), BlockedPruning)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from acdc.circuit import Circuit
-from acdc.discovery.selection import SelectionSettings, select
+from acdc.discovery.selection import SelectionOptions, select
 from acdc.errors import ConfigError
 from acdc.graph import Edge, Graph, GraphConfig
 
@@ -28,7 +28,7 @@ SCORES = {
 
 def chosen(**options: Any) -> list[str]:
     scores = {edge: SCORES.get(str(edge), 0.0) for edge in GRAPH}
-    return [str(edge) for edge in select(GRAPH, scores, SelectionSettings(**options)).edges]
+    return [str(edge) for edge in select(GRAPH, scores, SelectionOptions(**options)).edges]
 
 
 def test_the_best_edges() -> None:
@@ -72,14 +72,14 @@ def test_greedily_from_the_logits() -> None:
 
 def test_of_equals_the_first_in_the_order_of_the_tests() -> None:
     scores = dict.fromkeys(GRAPH, 1.0)
-    found = list(select(GRAPH, scores, SelectionSettings(edges=4, prune=False)).edges)
+    found = list(select(GRAPH, scores, SelectionOptions(edges=4, prune=False)).edges)
     assert found == list(GRAPH)[:4]
     assert found[0] == Edge("m1", "logits")
     turned = dict(reversed(scores.items()))  # as another program's file may have them
-    assert list(select(GRAPH, turned, SelectionSettings(edges=4, prune=False)).edges) == found
-    greedy = select(GRAPH, scores, SelectionSettings(select="greedy", edges=4, prune=False))
+    assert list(select(GRAPH, turned, SelectionOptions(edges=4, prune=False)).edges) == found
+    greedy = select(GRAPH, scores, SelectionOptions(select="greedy", edges=4, prune=False))
     assert next(iter(greedy.edges)) == Edge("m1", "logits")
-    again = select(GRAPH, turned, SelectionSettings(select="greedy", edges=4, prune=False))
+    again = select(GRAPH, turned, SelectionOptions(select="greedy", edges=4, prune=False))
     assert list(again.edges) == list(greedy.edges)
 
 
@@ -93,15 +93,15 @@ def test_the_least_number_of_edges_with_a_path(seed: int, shape: dict[str, Any],
     scores = {edge: rng.uniform(-1, 1) for edge in graph}
 
     def of_size(n: int) -> Circuit:
-        settings = SelectionSettings(select=way, edges=n, prune=False)
+        settings = SelectionOptions(select=way, edges=n, prune=False)
         return Circuit(graph, select(graph, scores, settings).edges)
 
     least = next(n for n in range(len(graph) + 1) if len(of_size(n).on_path()))
-    by_default, tenth = select(graph, scores, SelectionSettings(select=way)), int(0.1 * len(graph))
+    by_default, tenth = select(graph, scores, SelectionOptions(select=way)), int(0.1 * len(graph))
     assert (by_default.asked, by_default.chosen, by_default.path_at) == (tenth, max(tenth, least), least)
     assert set(by_default.edges) == set(of_size(max(tenth, least)).on_path()) != set()
     for option in ({"edges": tenth}, {"fraction": 0.1001}, {"prune": False}):
-        assert select(graph, scores, SelectionSettings(select=way, **option)).chosen == tenth
+        assert select(graph, scores, SelectionOptions(select=way, **option)).chosen == tenth
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_the_least_number_of_edges_with_a_path(seed: int, shape: dict[str, Any],
 )
 def test_wrong_settings(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        SelectionSettings(**options)
+        SelectionOptions(**options)

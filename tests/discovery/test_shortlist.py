@@ -19,7 +19,7 @@ from experiments import (
 )
 
 from acdc.discovery import discover
-from acdc.discovery.acdc import Settings, prune
+from acdc.discovery.acdc import ACDC, prune
 from acdc.discovery.base import Decision, NoObserver
 from acdc.discovery.shortlist import make_shortlist, ruled_out
 from acdc.errors import ConfigError
@@ -65,7 +65,7 @@ def test_decisions_are_those_of_a_brute_force_loop(kind: str, metric: str, engin
     one = experiment(model, pairs, metric)
     out = frozenset(edge for edge in one.graph if random.Random(f"{kind} {edge}").random() < 0.6)
     seen = Recorder()
-    circuit = prune(one, Settings(engine=engine), 0.02, seen, (), out, only)
+    circuit = prune(one, ACDC(engine=engine), 0.02, seen, (), out, only)
     expected = brute_force(model, pairs, metric, 0.02, out, only)
     assert_same_decisions(seen.decisions, expected)
     assert set(circuit) == {edge for edge, _, kept in expected if kept}
@@ -74,7 +74,7 @@ def test_decisions_are_those_of_a_brute_force_loop(kind: str, metric: str, engin
     # Interrupted after any number of decisions, it goes on to the same ones.
     for cut in (1, len(seen.decisions) // 2, len(seen.decisions) - 1):
         again = Recorder()
-        resumed = prune(one, Settings(engine=engine), 0.02, again, seen.decisions[:cut], out, only)
+        resumed = prune(one, ACDC(engine=engine), 0.02, again, seen.decisions[:cut], out, only)
         assert set(resumed) == set(circuit)
         assert_same_decisions([*again.replays, *again.decisions], expected)
 
@@ -130,4 +130,4 @@ def test_what_is_left_out_is_said() -> None:
 )
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Settings(**options)
+        ACDC(**options)

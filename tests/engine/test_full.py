@@ -70,7 +70,7 @@ def test_unequal_lengths_positions_and_partners(kind: str, ablation: str) -> Non
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "attention_only"])
 def test_losses_are_the_metrics_definition(kind: str, metric: str) -> None:
     it = small(kind)
@@ -110,7 +110,7 @@ def test_two_inputs_are_ablated_apart(tmp_path: Path) -> None:
     ):
         mask = EdgeMask.of(one.graph, everything - {Edge(name, "logits")})
         gone = (model.embed(clean).sum(0) - other)[:, -1]
-        full = one.read(one._clean_run[1])
+        full = one.read(one.clean_stream)
         torch.testing.assert_close(FullEngine(one).logits([mask])[0], model.unembed(full - gone), rtol=0, atol=1e-5)
     corrupted = experiment(model, pairs)
     change = corrupted.ablated.inputs - corrupted.clean.inputs
@@ -233,7 +233,7 @@ def loss_of_floats(engine: FullEngine, ports: Tensor, projections: Tensor | None
     return one.metric.loss(logits)[0]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "attention_only", "bidirectional"])
 def test_gradient_in_the_mask_is_the_slope(kind: str, metric: str) -> None:
     pairs = random_pairs(7, lengths=(4, 5), positions=2)

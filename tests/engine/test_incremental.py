@@ -17,8 +17,8 @@ from experiments import KINDS, assert_same_decisions, decide, experiment, random
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from acdc.ablation import AblationSettings
-from acdc.discovery.acdc import Settings
+from acdc.ablation import Noise
+from acdc.discovery.acdc import ACDC
 from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.engine.pruning import make_pruning_engine
@@ -58,7 +58,7 @@ class Recipe:
 
     def experiment(self) -> Experiment:
         pairs = random_pairs(self.seed, self.lengths, self.positions, self.partners, self.n_answers)
-        noisy = AblationSettings("noise", scale=0.7, draws=2, seed=1)
+        noisy = Noise(scale=0.7, draws=2, seed=1)
         model = small(self.kind, self.seed % 3, self.n_layers, self.n_heads)
         return experiment(model, pairs, self.metric, noisy if self.ablation == "noise" else self.ablation)
 
@@ -74,7 +74,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         seed=draw(st.integers(0, 50)),
         n_layers=draw(st.integers(1, 3)),
         n_heads=draw(st.sampled_from([1, 2, 4] if kind.startswith("llama") else [1, 2, 3, 4])),
-        metric=draw(st.sampled_from(METRICS)),
+        metric=draw(st.sampled_from(list(METRICS.built_in))),
         ablation=ablation,
         lengths=tuple(lengths if ablation in ("corrupted", "zero") else lengths[:1] * len(lengths)),
         positions=draw(st.sampled_from([None, 1, 2, 3])),
@@ -176,7 +176,7 @@ def test_decisions_are_the_full_engines_at_length(recipe: Recipe, threshold: flo
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean", "noise"])
 def test_a_port_whose_edges_are_all_gone(ablation: str) -> None:
     """RMS norm blows up what rounding leaves of an input that should be zero, so nothing may be left."""
-    noisy = AblationSettings("noise", seed=3)
+    noisy = Noise(seed=3)
     one = experiment(small("llama"), random_pairs(3), "kl_div", noisy if ablation == "noise" else ablation)
     graph = one.graph
     mask, exact = EdgeMask.all(graph), FullEngine(one.to("cpu", torch.float64))
@@ -193,7 +193,7 @@ def test_a_port_whose_edges_are_all_gone(ablation: str) -> None:
         engine.leave([])
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS.built_in)
 @pytest.mark.parametrize("kind", ["layer_norm", "bidirectional", "attention_only"])
 def test_logits_far_from_the_clean_ones(kind: str, metric: str) -> None:
     """Without the unembedding's usual size, ablated logits lie hundreds above or below the clean ones."""
@@ -339,5 +339,5 @@ def test_near_ties_reach_as_far_as_single_precision_errs(task: str, metric: str,
     logits = float(one.clean_logits.square().mean().sqrt())
     for a, b in zip(exact, rough, strict=True):
         before = abs(a.metric) if a.kept else abs(a.metric - one.metric.from_loss(a.effect))
-        window = Settings().tie_tolerance * (1 + before + logits)
+        window = ACDC().tie_tolerance * (1 + before + logits)
         assert abs(a.effect - b.effect) < window, f"{b}, exactly {a.effect}, window {window}"

@@ -10,11 +10,11 @@ import pytest
 from acdc.errors import TaskError
 from acdc.evaluation.fresh import fresh_experiment
 from acdc.experiment import Experiment
-from acdc.tasks import load
+from acdc.tasks import TASKS
 
 
 def test_other_prompts_of_the_same_kind() -> None:
-    settings = load("gendered_pronoun").Settings(size=8, filter=["correct"])
+    settings = TASKS.load("gendered_pronoun")(size=8, filter=["correct"])
     one = Experiment.build(task=settings)
     fresh = fresh_experiment(one, settings, size=5)
     assert len(fresh.pairs) == 5
@@ -29,7 +29,7 @@ def test_other_prompts_of_the_same_kind() -> None:
 
 
 def test_a_task_that_has_no_more() -> None:
-    settings = load("gate_or").Settings()
+    settings = TASKS.load("gate_or")()
     with pytest.raises(TaskError, match="fresh pairs"):
         fresh_experiment(Experiment.build(task=settings, ablation="zero"), settings)
 
@@ -38,11 +38,11 @@ def test_a_file_has_those_that_were_left_out(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     lines = [{"clean": [i, 5, 6], "corrupted": [i, 7, 6], "answers": [8], "wrong_answers": [9]} for i in range(6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = load("pairs").Settings(path=str(path), size=4)
+    settings = TASKS.load("pairs")(path=str(path), size=4)
     one = Experiment.build(task=settings)
     fresh = fresh_experiment(one, settings)
     assert {pair.clean for pair in fresh.pairs} | {p.clean for p in one.pairs} == {(i, 5, 6) for i in range(6)}
     assert len(fresh.pairs) == 2
-    whole = load("pairs").Settings(path=str(path))
+    whole = TASKS.load("pairs")(path=str(path))
     with pytest.raises(TaskError, match="no fresh pairs"):
         fresh_experiment(Experiment.build(task=whole), whole)

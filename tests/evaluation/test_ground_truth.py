@@ -15,9 +15,10 @@ from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.derive import derive_truth
 from acdc.evaluation.grading import grade, known_circuits
-from acdc.evaluation.ground_truth import Truth, load_truth, names, published
+from acdc.evaluation.ground_truth import Truth, load_truth, published
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.model import ModelSettings
+from acdc.tasks import TASKS
 
 
 def edges(text: str) -> frozenset[Edge]:
@@ -53,7 +54,7 @@ def test_published_circuits_have_the_stated_sizes(name: str, heads: int, plain: 
     assert {edge for edge in whole.edges if not edge.is_projection} == truth.edges
     assert all(edge in whole.graph for edge in whole.edges)
     assert truth.sources
-    assert name in names()
+    assert name in TASKS
 
 
 def test_the_original_counts_its_projections_by_heads() -> None:
@@ -106,15 +107,13 @@ def task_labels() -> dict[str, set[str]]:
     """The labels that the tasks give their pairs, with the bundled model's tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
-    from acdc import tasks
     from acdc.model.load import POCKET
     from acdc.tasks.base import Tokenizer
 
     own = PreTrainedTokenizerFast.from_pretrained(POCKET)
     labels = {}
     for name in ("ioi", "greater_than", "docstring"):
-        module = tasks.load(name)
-        labels[name] = set(module.build(module.Settings(size=1), Tokenizer(own, len(own))).pairs[0].labels)
+        labels[name] = set(TASKS.load(name)(size=1).build(Tokenizer(own, len(own))).pairs[0].labels)
     return labels
 
 

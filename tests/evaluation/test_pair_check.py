@@ -14,7 +14,7 @@ from experiments import Small, experiment, random_pairs, small
 from pages import html_of
 from rich.console import Console
 
-from acdc.ablation import AblationSettings
+from acdc.ablation import Noise
 from acdc.errors import ConfigError, TaskError
 from acdc.evaluation import preference
 from acdc.evaluation.pair_check import Limits, PairCheck, PairRecord, check_pairs
@@ -184,7 +184,7 @@ def test_both_runs_are_the_oracles(kind: str) -> None:
 def test_draws_of_noise_are_no_records() -> None:
     pairs = random_pairs(3, lengths=(6, 6), positions=2, partners=2)
     once = check(pairs, "logit_diff").records
-    noise = AblationSettings("noise", draws=3)
+    noise = Noise(draws=3)
     records = check_pairs(experiment(small("gpt2"), pairs, "logit_diff", ablation=noise)).records
     assert [(r.pair, r.partner) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for ours, theirs in zip(records, once, strict=True):

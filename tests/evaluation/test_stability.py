@@ -10,7 +10,7 @@ import torch
 from experiments import experiment, random_pairs, small
 
 from acdc.circuit import Circuit
-from acdc.discovery import discover, load
+from acdc.discovery import METHODS, discover
 from acdc.errors import ConfigError
 from acdc.evaluation.faithfulness import faithfulness
 from acdc.evaluation.minimality import minimality
@@ -24,7 +24,7 @@ from acdc.evaluation.stability import (
 )
 from acdc.experiment import Experiment
 from acdc.graph import Edge
-from acdc.tasks import load as load_task
+from acdc.tasks import TASKS
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bidirectional"])
@@ -50,7 +50,7 @@ def test_other_places_same_model(kind: str) -> None:
 
 def test_names_are_translated_back() -> None:
     one = experiment(small("llama", n_heads=4), random_pairs(0, (5,) * 6), "logit_diff")
-    method = load("acdc").Settings(threshold=0.02, projection_edges=True)
+    method = METHODS.load("acdc")(threshold=0.02, projection_edges=True)
     order = random_order(one.model, random.Random(3))
     found = discover_in_order(one, method, order)
     other = replace(one, model=reordered(one.model, order))
@@ -80,7 +80,7 @@ def test_jaccard_and_recurrence_by_hand() -> None:
 
 def test_found_again() -> None:
     """With a threshold that nothing reaches every search finds the same, nothing; the file's method says so."""
-    settings = load_task("gate_or").Settings()
+    settings = TASKS.load("gate_or")()
     one = Experiment.build(task=settings, ablation="zero")
     nothing = discover(one, threshold=100.0)
     seen = []

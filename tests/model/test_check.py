@@ -19,6 +19,7 @@ from acdc.evaluation.fresh import fresh_experiment
 from acdc.experiment import Experiment
 from acdc.model import LanguageModel, ModelSettings, load_model
 from acdc.model import check as check_module
+from acdc.tasks import TASKS
 from acdc.tasks.base import Task, TaskSettings
 
 LONGROPE = {
@@ -77,9 +78,8 @@ def test_fresh_pairs_are_looked_at(seen: list[int], tmp_path: Path) -> None:
     lines = ['{"clean": [1, 2, 3], "corrupted": [1, 4, 3], "answers": [5], "wrong_answers": [6]}']
     lines += ['{"clean": [1, 2, 3, 7], "corrupted": [1, 4, 3, 7], "answers": [5], "wrong_answers": [6]}']
     pairs.write_text("\n".join(lines))
-    from acdc import tasks
 
-    settings: TaskSettings = tasks.load("pairs").Settings(path=str(pairs), size=1, seed=0)
+    settings: TaskSettings = TASKS.load("pairs")(path=str(pairs), size=1, seed=0)
     one = Experiment.build(str(path), settings)
     fresh = fresh_experiment(one, settings)
     assert sorted(seen) == [3, 4]

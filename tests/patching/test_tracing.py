@@ -13,7 +13,7 @@ from experiments import Small, experiment, naive_value, random_pairs, rows_of, s
 from torch import Tensor
 
 from acdc import Experiment
-from acdc.ablation import AblationSettings
+from acdc.ablation import Ablation, Noise
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import patch
@@ -245,7 +245,7 @@ def test_progress_ends_where_it_said() -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def refused(model: Small, pairs: list[Pair], ablation: str | AblationSettings = "corrupted", **options: Any) -> str:
+def refused(model: Small, pairs: list[Pair], ablation: str | Ablation = "corrupted", **options: Any) -> str:
     with pytest.raises(AcdcError) as caught:
         patch(experiment(model, pairs, ablation=ablation), "tracing", **options)
     assert "\n" not in str(caught.value)
@@ -266,7 +266,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
     for key, value in (("noise", 0.0), ("noise", math.inf), ("draws", 0), ("window", 0), ("memory_gb", 0.0)):
         assert f"patch.{key}=" in refused(model, PAIRS, **{key: value})
     assert "patch.window has no effect with patch.site=resid_post" in refused(model, PAIRS, site="resid_post", window=2)
-    for ablation in ("zero", AblationSettings("noise", draws=2)):
+    for ablation in ("zero", Noise(draws=2)):
         assert "has no effect with patch=tracing" in refused(model, EQUAL, ablation)
     # Noise behind where the metric reads never reaches it.
     early = [replace(pair, position=0) for pair in EQUAL]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acdc import tasks
 from acdc.cli import _compose
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -19,6 +19,7 @@ from acdc.model import ModelSettings, load_model
 from acdc.model.check import check_parts
 from acdc.model.forward import run
 from acdc.model.load import COMPILED, make_native, save_native
+from acdc.tasks import TASKS
 from acdc.tasks.base import Pair, Task, Tokenizer
 from scripts.gates import GATES, build_gate
 
@@ -36,8 +37,7 @@ def logits_of(name: str, prompts: Any) -> torch.Tensor:
 
 
 def build(name: str, **options: Any) -> Task:
-    module = tasks.load(name)
-    return module.build(module.Settings(**options), Tokenizer(None, N_TOKENS[name]))
+    return TASKS.load(name)(**options).build(Tokenizer(None, N_TOKENS[name]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_token_ids_are_tracrs(name: str, recorded: str, shared: Path) -> None:
     encoding = json.loads((shared / "data" / "tracr" / f"{recorded}.json").read_text())["input_encoding"]
     for word, index in encoding.items():
         assert f"| {word} | {index} |" in (COMPILED / name / "README.md").read_text()
-    module = tasks.load(name)
+    module = importlib.import_module(f"acdc.tasks.{name}")
     assert encoding["BOS"] == module.BOS
     if name == "tracr_proportion":
         assert encoding["x"] == module.X
@@ -132,7 +132,7 @@ def test_a_native_model_with_a_parameter_it_does_not_have_is_refused() -> None:
 
 @pytest.mark.parametrize("name", OWN)
 def test_pairs_are_seeded_and_distinct(name: str) -> None:
-    for corruption in tasks.load(name).Settings(size=8).corruption, "resample":
+    for corruption in TASKS.load(name)(size=8).corruption, "resample":
         task = build(name, size=8, seed=3, corruption=corruption)
         assert task.pairs == build(name, size=8, seed=3, corruption=corruption).pairs
         assert len({tuple(pair.clean) + tuple(pair.corrupted) for pair in task.pairs}) == len(task.pairs) <= 8
@@ -216,7 +216,7 @@ def test_what_is_not_allowed_is_said(name: str, options: dict[str, Any], said: s
 def test_the_task_brings_its_model_and_the_user_may_choose_another(name: str) -> None:
     own = _compose([f"task={name}"], None)
     assert own.model.name == own.task.name == name
-    assert build(name).model == tasks.load(name).MODEL == name
+    assert build(name).model == TASKS.load(name).own_model == name
     for overrides in ([f"task={name}", "model=pocket"], ["model=pocket", f"task={name}"]):
         assert _compose(overrides, None).model.name == "pocket"
     assert _compose(["task=ioi"], None).model.name == "pocket"
@@ -224,9 +224,8 @@ def test_the_task_brings_its_model_and_the_user_may_choose_another(name: str) ->
 
 @pytest.mark.parametrize("name", OWN)
 def test_another_model_is_noted(name: str) -> None:
-    module = tasks.load(name)
     assert build(name).notes == []
-    (note,) = module.build(module.Settings(), Tokenizer(None, 321)).notes
+    (note,) = TASKS.load(name)().build(Tokenizer(None, 321)).notes
     assert f"made for model={name}" in note
 
 

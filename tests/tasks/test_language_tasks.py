@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-import acdc.tasks
 from acdc.errors import ConfigError, TaskError
+from acdc.tasks import TASKS
 from acdc.tasks.base import Pair, Task, Tokenizer, tokenize_pairs
 
 CORRUPTIONS = {
@@ -30,8 +28,7 @@ EVERY_CORRUPTION = [(task, corruption) for task, corruptions in CORRUPTIONS.item
 
 
 def build(name: str, tokenizer: Tokenizer, **settings: Any) -> Task:
-    module = acdc.tasks.load(name)
-    return module.build(module.Settings(**settings), tokenizer)
+    return TASKS.load(name)(**settings).build(tokenizer)
 
 
 def names_of(text: str) -> list[str]:
@@ -66,24 +63,16 @@ def test_pocket_knows_every_word(pocket: Tokenizer) -> None:
         assert not unknown, f"{name}: {pocket.decode(unknown[0].clean)}"
 
 
-@pytest.mark.parametrize("name", [*CORRUPTIONS, "pairs"])
-def test_yaml_repeats_the_defaults(name: str) -> None:
-    settings = acdc.tasks.load(name).Settings()
-    written = yaml.safe_load((Path(__file__).parents[2] / "conf" / "task" / f"{name}.yaml").read_text())
-    assert written == asdict(settings)
-    assert list(written) == [field.name for field in fields(settings)]
-
-
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
         *[(n, {"corruption": "foo"}, rf"task\.corruption=foo .*{', '.join(c)}") for n, c in CORRUPTIONS.items()],
         *[(n, {"size": 0}, r"task\.size=0 .* 1 or more") for n in CORRUPTIONS],
         ("ioi", {"order": "abab"}, "task.order=abab .* mixed, abba, baba"),
-        ("ioi", {"template": 99}, "task.template=99 .* None, 0, 1"),
+        ("ioi", {"template": 99}, "task.template=99 .* 0, 1"),
         ("gendered_pronoun", {"family": "x"}, "task.family=x .* auto, friend, story"),
-        ("greater_than", {"template": 3}, "task.template=3 .* None, 0, 1, 2"),
-        ("greater_than", {"century": 21}, "task.century=21 .* None, 11"),
+        ("greater_than", {"template": 3}, "task.template=3 .* 0, 1, 2"),
+        ("greater_than", {"century": 21}, "task.century=21 .* 11"),
         ("induction", {"length": 1}, "task.length=1 .* 2 or more"),
         ("docstring", {"documented": 4}, "task.documented=4 .* 1, 2, 3"),
         ("subject_verb_agreement", {"attractor": "x"}, "task.attractor=x .* mixed, opposite, same"),

@@ -10,7 +10,7 @@ import pytest
 
 from acdc.errors import AcdcError, ConfigError, FormatError, TaskError
 from acdc.tasks.base import Pair, Tokenizer, tokenize_pairs
-from acdc.tasks.pairs import Settings, build
+from acdc.tasks.pairs import Pairs
 
 PAIR = {"clean": [0, 2, 1], "corrupted": [2, 2, 1], "answers": [0], "wrong_answers": [1]}
 IDS = Tokenizer(None, 3)
@@ -35,7 +35,7 @@ def test_reads_every_field(tmp_path: Path, pocket: Tokenizer) -> None:
         "subject": [1, 2],
         "labels": {"noun": 1, "year": [6, 8]},
     }
-    task = build(Settings(path=write(tmp_path, record, "", record | {"position": None})), pocket)
+    task = Pairs(path=write(tmp_path, record, "", record | {"position": None})).build(pocket)
     first, second = tokenize_pairs(task.pairs, pocket)
     assert task.metric == "logit_diff"
     assert [pocket.decode([i]) for i in first.answers[0] + first.wrong_answers[0]] == ["42", "43", "39", "40"]
@@ -54,7 +54,7 @@ def test_ids_several_positions_and_one_label_per_token(tmp_path: Path) -> None:
         "position": [1, -1],
         "labels": ["first", None, "rest", "rest"],
     }
-    task = build(Settings(path=write(tmp_path, record)), IDS)
+    task = Pairs(path=write(tmp_path, record)).build(IDS)
     (pair,) = tokenize_pairs(task.pairs, IDS)
     assert task.metric == "kl_div"  # no wrong answers
     assert (pair.positions, pair.answers) == ((1, 3), ((0,), (1, 2)))
@@ -63,12 +63,12 @@ def test_ids_several_positions_and_one_label_per_token(tmp_path: Path) -> None:
 
 def test_size_samples_by_seed_in_the_files_order(tmp_path: Path) -> None:
     path = write(tmp_path, *[PAIR | {"clean": [0, i % 3, i // 3]} for i in range(9)])
-    assert len(build(Settings(path=path), IDS).pairs) == 9
-    samples = [[p.clean for p in build(Settings(path=path, size=4, seed=s), IDS).pairs] for s in (0, 0, 1)]
+    assert len(Pairs(path=path).build(IDS).pairs) == 9
+    samples = [[p.clean for p in Pairs(path=path, size=4, seed=s).build(IDS).pairs] for s in (0, 0, 1)]
     assert samples[0] == samples[1] != samples[2]
     assert all(len(s) == 4 and s == sorted(s, key=lambda clean: clean[1] + 3 * clean[2]) for s in samples)
     with pytest.raises(ConfigError, match=r"task.size=10, but .* holds 9"):
-        build(Settings(path=path, size=10), IDS)
+        Pairs(path=path, size=10).build(IDS)
 
 
 def without(key: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def without(key: str) -> dict[str, Any]:
 def test_malformed_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     path = write(tmp_path, PAIR, line)
     with pytest.raises(FormatError) as caught:
-        build(Settings(path=path), IDS)
+        Pairs(path=path).build(IDS)
     assert f"{path} line 2" in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -115,7 +115,7 @@ def test_malformed_lines_are_named(tmp_path: Path, line: Any, message: str) -> N
 def test_unequal_lengths_name_the_line(tmp_path: Path) -> None:
     path = write(tmp_path, PAIR, PAIR | {"corrupted": [1, 2]})
     with pytest.raises(TaskError, match=r"my pairs.jsonl line 2: .* 3 tokens and the corrupted one 2"):
-        tokenize_pairs(build(Settings(path=path), IDS).pairs, IDS)
+        tokenize_pairs(Pairs(path=path).build(IDS).pairs, IDS)
 
 
 def test_unusable_files(tmp_path: Path) -> None:
@@ -123,15 +123,15 @@ def test_unusable_files(tmp_path: Path) -> None:
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe\x00")
     for settings, message in [
-        (Settings(), "task.path=FILE.jsonl"),
-        (Settings(path=empty), "is empty"),
-        (Settings(path=str(tmp_path / "none.jsonl")), "none.jsonl cannot be read"),
-        (Settings(path=str(tmp_path)), "cannot be read"),
-        (Settings(path=str(binary)), "not a text file"),
-        (Settings(path=empty, corruption="abc"), "task.corruption=abc has no effect"),
+        (Pairs(), "task.path=FILE.jsonl"),
+        (Pairs(path=empty), "is empty"),
+        (Pairs(path=str(tmp_path / "none.jsonl")), "none.jsonl cannot be read"),
+        (Pairs(path=str(tmp_path)), "cannot be read"),
+        (Pairs(path=str(binary)), "not a text file"),
+        (Pairs(path=empty, corruption="abc"), "task.corruption=abc has no effect"),
     ]:
         with pytest.raises(AcdcError, match=message):
-            build(settings, IDS)
+            settings.build(IDS)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_repeated_answer_counts_once(tmp_path: Path, pocket: Tokenizer, key: s
     records = [record | {key: answers} for answers in given]
     records[3] |= {"position": [2, -1], **{other: [answers, answers] for other, answers in both.items()}}
     tokenizer = Tokenizer(pocket.tokenizer, pocket.vocabulary_size)
-    pairs = tokenize_pairs(build(Settings(path=write(tmp_path, *records)), tokenizer).pairs, tokenizer)
+    pairs = tokenize_pairs(Pairs(path=write(tmp_path, *records)).build(tokenizer).pairs, tokenizer)
     assert [getattr(pair, key) for pair in pairs] == [((mary,),)] * 3 + [((mary,), (mary,))]
     (note,) = tokenizer.notes
     assert [f"line {n}" in note for n in (1, 2, 3, 4)] == [True, True, False, True]
@@ -175,7 +175,7 @@ def test_half_a_character_is_refused_with_its_line(tmp_path: Path, pocket: Token
     record = {"clean": "John went", "corrupted": "Mary went", key: half}
     path = write(tmp_path, {"clean": "John went", "corrupted": "Mary went"}, json.dumps(record))
     with pytest.raises(FormatError, match=r"my pairs\.jsonl line 2 holds half of a character, \\ud83d: write"):
-        build(Settings(path=path), pocket)
+        Pairs(path=path).build(pocket)
     if key != "name":
         with pytest.raises(TaskError, match=r"^pair 0 holds half of a character, \\ud83d: write"):
             tokenize_pairs([Pair(**record)], pocket)
