@@ -131,7 +131,7 @@ class PairCheck:
     limits: Limits = field(default_factory=Limits)
 
     @cached_property
-    def by_pair(self) -> list[list[PairRecord]]:
+    def records_of_pairs(self) -> list[list[PairRecord]]:
         """The records of each pair, one a partner."""
         groups: list[list[PairRecord]] = [[] for _ in self.pairs]
         for record in self.records:
@@ -150,7 +150,7 @@ class PairCheck:
     @property
     def accuracy(self) -> float:
         """The share of pairs in which the model prefers the answer on the clean prompt."""
-        return fmean(records[0].prefers_answer for records in self.by_pair)
+        return fmean(records[0].prefers_answer for records in self.records_of_pairs)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -175,7 +175,7 @@ class PairCheck:
 
     def places(self) -> Counter[str]:
         """Label (or index, where there is no label) → how many pairs differ there."""
-        sets = [{s.label or str(s.position) for r in records for s in r.swaps} for records in self.by_pair]
+        sets = [{s.label or str(s.position) for r in records for s in r.swaps} for records in self.records_of_pairs]
         return Counter(place for places in sets for place in sorted(places))
 
     def problems(self) -> list[str]:

@@ -85,7 +85,7 @@ def apply_filter(names: Sequence[str], check: PairCheck) -> Filtered:
 
 def limits_table(check: PairCheck) -> list[tuple[str, int]]:
     """Filter, as `task.filter` takes it → how many pairs it would leave by itself."""
-    most = sorted({max(len(r.swaps) for r in records) for records in check.by_pair} - {0})
+    most = sorted({max(len(r.swaps) for r in records) for records in check.records_of_pairs} - {0})
     limits: dict[str, Sequence[float]] = {"weakened": [check.limits.left], "confident": MARGINS, "minimal": most[:5]}
     rows = []
     for name in FILTERS:
@@ -157,7 +157,9 @@ def _parse(text: str, check: PairCheck) -> tuple[str, float]:
 
 
 def _passing(name: str, limit: float, check: PairCheck) -> list[int]:
-    return [i for i, records in enumerate(check.by_pair) if all(_passes(name, limit, record) for record in records)]
+    return [
+        i for i, records in enumerate(check.records_of_pairs) if all(_passes(name, limit, record) for record in records)
+    ]
 
 
 def _passes(name: str, limit: float, record: PairRecord) -> bool:

@@ -178,7 +178,7 @@ def _layers(circuit: Circuit) -> list[Block]:
     logits, embedding = graph["logits"].layer, graph[graph.inputs[0]].layer
     rows: list[list[Cell]] = [["logits", "", *[""] * 4, cell(logits, "logits"), ""]]
     for layer in range(graph.config.n_layers - 1, -1, -1):
-        names = ", ".join(f"{layer}.{head}" for head in sorted(heads.get(layer, ())))
+        names = ", ".join(graph.heads(layer)[unit] for unit in sorted(heads.get(layer, ())))
         ports = [cell(layer, kind) for kind in (*LETTERS, "mlp")]
         rows.append([f"layer {layer}", names, *ports, "", str(out[layer] or "")])
     rows.append(["input", "", *[""] * 5, str(out[embedding] or "")])

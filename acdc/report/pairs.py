@@ -166,7 +166,7 @@ def _cells(check: PairCheck, record: PairRecord) -> list[str]:
         values = [f"{before.value:.3g} → {after.value:.3g}", f"{before.p_answers:.2g} → {after.p_answers:.2g}"]
     remarks = [text for text, is_so in _REMARKS.items() if is_so(record)]
     return [
-        record.where.rpartition("/")[2] + f", {record.partner}" * (len(check.by_pair[record.pair]) > 1),
+        record.where.rpartition("/")[2] + f", {record.partner}" * (len(check.records_of_pairs[record.pair]) > 1),
         ", ".join(swaps) or "nothing",
         *values,
         ", ".join([*([record.outcome] if check.has_choice else []), *remarks]),

@@ -40,7 +40,7 @@ def draw_roc(
     for i, (name, curve) in enumerate(curves.items()):
         curve = replace(curve, points=curve.turns())
         xs, ys = zip(*curve.corners(), strict=True)
-        style = {**(styles or {}).get(name, {}), "linewidth": 1.6 + (len(curves) - 1 - i) * 2 / max(1, len(curves) / 4)}
+        style = {**(styles or {}).get(name, {}), "linewidth": 1.2 + 0.5 * (len(curves) - i)}
         label = f"{name}: {', '.join(f'{curve.auc(r):.3f}' for r in RULES)}"
         stairs = "steps-post" if rule == "pessimistic" else "default"
         (line,) = axes.plot(xs, ys, drawstyle=stairs, label=label, **style)

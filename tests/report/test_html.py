@@ -104,7 +104,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
     svg = render(circuit(), tmp_path / "c.svg").read_bytes()
     text = page(tmp_path, circuit(), svg, notes=["Tom & <Jerry> are two tokens"]).text
     assert "Tom & <Jerry> are two tokens" in text["Please note"]
-    assert "a0.1" in text["The circuit"]
+    assert "a0.h1" in text["The circuit"]
     for name in METRICS:
         assert name in text["Numbers"]
     assert "on the pairs it was found on" in text["Numbers"]
@@ -142,7 +142,7 @@ def test_bars_compare_effects(tmp_path: Path) -> None:
 def test_edges_by_layer_count_what_goes_in_and_out(tmp_path: Path) -> None:
     words = page(tmp_path, circuit()).text["Edges by layer"].split()
     rows = " ".join(words[words.index("logits", words.index("it")) :])
-    assert rows == "logits 1 layer 3 layer 2 layer 1 1.3 1 1 1 layer 0 0.1, 0.2 1 2 input 1"
+    assert rows == "logits 1 layer 3 layer 2 layer 1 a1.h3 1 1 1 layer 0 a0.h1, a0.h2 1 2 input 1"
 
 
 @pytest.mark.parametrize("recovery", [float("nan"), float("inf")])

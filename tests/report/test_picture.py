@@ -72,8 +72,8 @@ def test_svg_has_every_node_with_its_name_and_ports(tmp_path: Path) -> None:
     texts = {name: [t.text for t in group.iter(f"{SVG}text")] for name, group in found.items()}
     assert texts == {
         "input": ["input"],
-        "a0.h11": ["a0.11", "q", "k", "v"],
-        "a1.h10": ["a1.10", "q", "k", "v"],
+        "a0.h11": ["a0.h11", "q", "k", "v"],
+        "a1.h10": ["a1.h10", "q", "k", "v"],
         "m1": ["m1"],
         "logits": ["logits"],
     }
