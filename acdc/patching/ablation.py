@@ -1,7 +1,7 @@
 """Ablation: sites of the clean run get zero, a mean or another pair's value, alone and together.
 
 Alone: effect = loss after − loss before, positive where the site helps. Cumulatively in the order of a ranking: the
-knock-out curve, beside random orders. What rises when a site goes: backup, see `acdc.patching.self_repair`. The joint
+knock-out curve, beside random orders. What rises when a site goes: backup, see `acdc.patching.backup`. The joint
 effect of a set against the sum of its single effects: additivity. How far what is put in lies from clean values: see
 `acdc.patching.shift`.
 """
@@ -20,9 +20,9 @@ from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching.ablation_result import Ablated, Ablation, Additivity, Curve, Scale, strongest
 from acdc.patching.ablation_run import PROMPTS, VALUES, AblationRun, AblationValues
+from acdc.patching.backup import find_backup, has_own_effect, most_direct
 from acdc.patching.base import PatchOptions, Progress, by_pair, ends
 from acdc.patching.ranking import NamedSites
-from acdc.patching.self_repair import find_backup, fits, most_direct
 from acdc.patching.shift import measure
 from acdc.patching.sites import WAYS, Choice, Grid, Site
 from acdc.settings import option
@@ -169,7 +169,7 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
         names.find(key, sites) if isinstance(sites := getattr(settings, key), list) else sites
         for key in ("backup", "additivity")
     )
-    if isinstance(backup, list) and (wrong := [site for site in backup if not fits(site)]):
+    if isinstance(backup, list) and (wrong := [site for site in backup if not has_own_effect(site)]):
         raise ConfigError(
             f"patch.backup={names.name(wrong[0])}: patch.site={wrong[0].kind} is not of one head, MLP or neuron, so it"
             " has no direct effect of its own to lose; choose other sites"

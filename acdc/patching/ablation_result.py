@@ -14,13 +14,12 @@ from torch import Tensor
 
 from acdc.graph import Graph
 from acdc.patching.activation_result import axes_of
+from acdc.patching.backup import Backup
 from acdc.patching.ranking import NamedSites
 from acdc.patching.shift import Shift
 from acdc.patching.sites import Grid, Site
 from acdc.process import undisturbed
 from acdc.result import Labelled, Result, as_table
-
-LEAST = 0.01  # of the largest direct effect: less is none
 
 
 @dataclass(frozen=True)
@@ -97,55 +96,6 @@ class Curve:
         if len(self.shuffled):
             found["random"] = sum(map(self.area, self.shuffled)) / len(self.shuffled)
         return found
-
-
-@dataclass(frozen=True)
-class Backup:
-    """Direct effects on the logits of all heads and MLPs before and after one site is ablated.
-
-    Attributes
-    ----------
-    components: their names. before, after: `component pair`. own: what the site is part of. later: what it can change.
-    """
-
-    site: Site
-    components: tuple[str, ...]
-    before: Tensor
-    after: Tensor
-    own: tuple[int, ...]
-    later: tuple[int, ...]
-
-    @property
-    def change(self) -> Tensor:
-        return self.after - self.before
-
-    @property
-    def lost(self) -> float:
-        """The direct effect that the site itself loses, the mean over pairs."""
-        return 0.0 - float(self.change[list(self.own)].sum(0).mean())
-
-    def restored(self, change: float) -> float | None:
-        """A change of the others as a share of what is lost; positive: it makes up for it. None where less is lost than
-        `LEAST` of the largest direct effect."""
-        least = LEAST * float(self.before.mean(-1).abs().max())
-        return change / self.lost if abs(self.lost) > least else None
-
-    @property
-    def changes(self) -> dict[int, float]:
-        """The mean change of each later component."""
-        means = self.change.mean(-1).tolist()
-        return {i: means[i] for i in self.later}
-
-    @property
-    def compensation(self) -> float | None:
-        """How much of the lost direct effect all later heads and MLPs together restore; negative: they lose too."""
-        return self.restored(sum(self.changes.values()))
-
-    @property
-    def backup(self) -> float | None:
-        """How much of it those restore that work against the loss."""
-        against = [change for change in self.changes.values() if change * self.lost > 0]
-        return self.restored(sum(against))
 
 
 @dataclass(frozen=True)

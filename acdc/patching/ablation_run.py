@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,22 +45,47 @@ class Batch:
     here: Tensor
 
 
+class Replacements(Protocol):
+    """The values that are put in.
+
+    Attributes
+    ----------
+    draws : int
+        How many there are of each.
+    """
+
+    @property
+    def draws(self) -> int: ...
+
+    def __call__(self, kind: str, layer: int, draw: int = 0) -> Tensor:
+        """The value of all units of a layer on every row, as `acdc.patching.values.site_value` has it."""
+
+
 class AblationRun:
-    """Ablates sites, many or many sets of them at once, in blocks of rows that fit in memory.
+    """Replaces the values of sites, many or many sets of them at once, in blocks of rows that fit in memory.
 
     Parameters
     ----------
-    memory: bytes of temporary tensors. tick: is told of how many sets have been done, also in parts.
+    experiment : Experiment
+    replacements : Replacements
+        The values that are put in.
+    memory : int
+        Bytes of temporary tensors.
+    tick : callable, optional
+        Is told how many more sets are done, also in parts.
+    base : str
+        The run that is changed, `clean` or `corrupted`.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        replacements: AblationValues,
+        replacements: Replacements,
         memory: int,
         tick: Callable[[float], None] = lambda _: None,
+        base: str = "clean",
     ) -> None:
-        self.experiment, self.replacements, self.tick = experiment, replacements, tick
+        self.experiment, self.replacements, self.tick, self.base = experiment, replacements, tick, base
         self.memory = batch_bytes(memory)
         self.blocks = blocks(experiment, memory)
 
@@ -74,7 +100,7 @@ class AblationRun:
         axes = (torch.arange(n, device=total.device) for n in grid.shape[1:])
         unit_of, place_of = (t.flatten() for t in torch.meshgrid(*axes, indexing="xy"))  # sites of a place side by side
         for block, rows, here in self._rows():
-            base = ResumedRun(block, block.clean)
+            base = self._base(block)
             places = torch.stack([place.mask(block) for place in grid.places])
             at_once = max(1, self.memory // base.bytes_per_variant())
             for draw, (i, layer) in product(range(self.replacements.draws), enumerate(grid.layers)):
@@ -96,13 +122,16 @@ class AblationRun:
     def batches(self, sets: Sequence[Sites]) -> Iterator[Batch]:
         """Every set on every row, in every draw."""
         for block, rows, here in self._rows():
-            run = JointRun(ResumedRun(block, block.clean))
+            run = JointRun(self._base(block))
             at_once = max(1, self.memory // run.bytes_per_variant())
             for draw in range(self.replacements.draws):
                 for start in range(0, len(sets), at_once):
                     some = slice(start, min(start + at_once, len(sets)))
                     yield Batch(run, self._replaced(sets[some], block, rows, draw), some, here)
                     self._tell(some.stop - start, block)
+
+    def _base(self, block: Experiment) -> ResumedRun:
+        return ResumedRun(block, block.clean if self.base == "clean" else block.ablated)
 
     def _zeros(self, *shape: int) -> Tensor:
         """For sums at each readout."""
@@ -125,7 +154,8 @@ class AblationRun:
     def _value(self, kind: str, layer: int, draw: int, rows: slice) -> Tensor:
         """What stands in, on some rows."""
         value = self.replacements(kind, layer, draw)
-        return value[:, rows] if KINDS[kind].units == "head" else value[rows]
+        value = value[:, rows] if KINDS[kind].units == "head" else value[rows]
+        return value.to(self.experiment.model.device)
 
     def _replaced(
         self, sets: Sequence[Sites], block: Experiment, rows: slice, draw: int

@@ -8,22 +8,25 @@ With the corrections of AtP* (Kramár et al. 2024, arXiv:2403.00745), and with r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from acdc.engine.memory import budget_bytes
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.patching import activation, estimates
+from acdc.patching.ablation_run import AblationRun
 from acdc.patching.activation_result import Patched, SiteMap
-from acdc.patching.backup import Backup, find_backups
-from acdc.patching.base import Progress
+from acdc.patching.backup import Backup, find_backup, logit_gap
+from acdc.patching.base import Progress, base_and_source, correlation
 from acdc.patching.site_settings import SiteSettings
 from acdc.patching.sites import Grid, Site
+from acdc.patching.values import RunValues
 from acdc.result import Labelled, Result, as_table
 from acdc.settings import option
 
@@ -83,8 +86,11 @@ class Attributed(Result):
         return rows
 
     def disagreement_rows(self) -> list[dict[str, Any]]:
-        """A row a site where both differ, as in `disagreements.csv`. `estimated`, `real`: importance, 0 for no effect;
-        `direct`, `backup_total`: changes of recovery; `backup`: the heads and how much each moves."""
+        """Return a row for each site where both differ, as in `disagreements.csv`.
+
+        `estimated` and `real` are importance, 0 for no effect; `direct` and `backup_total` are changes of the logit
+        difference over clean − corrupted; `backup` are the heads and how much each moves.
+        """
         return [
             {
                 "site": one.site.kind,
@@ -95,9 +101,9 @@ class Attributed(Result):
                 "direction": one.direction,
                 "estimated": one.estimated,
                 "real": one.real,
-                "direct": one.backup.direct,
-                "backup": str(one.backup),
-                "backup_total": one.backup.total,
+                "direct": one.direct,
+                "backup": one.backup_heads,
+                "backup_total": one.backup_total,
             }
             for one in self.disagreements
         ]
@@ -180,10 +186,22 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
         for one in agreements
         for site, estimate, truth in one.furthest(settings.disagreements)
     ]
-    memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
-    backups = find_backups(experiment, [(site, direction) for site, direction, *_ in listed], memory)
-    disagreements = (Disagreement(*item, backup) for item, backup in zip(listed, backups, strict=True))
+    backups = _backups(experiment, settings, [(site, direction) for site, direction, *_ in listed])
+    gap = logit_gap(experiment) if listed else 1.0
+    disagreements = (Disagreement(*item, backup, gap) for item, backup in zip(listed, backups, strict=True))
     return Attributed(estimated, agreements, tuple(disagreements), corrections)
+
+
+def _backups(experiment: Experiment, settings: Settings, sites: Sequence[tuple[Site, str]]) -> list[Backup]:
+    """Patch each (site, direction) and measure what others then write."""
+    memory = budget_bytes(experiment.model.device, settings.memory_gb, "patch")
+    found: dict[tuple[Site, str], Backup] = {}
+    for direction in dict.fromkeys(direction for _, direction in sites):
+        patched, source = base_and_source(direction)
+        run = AblationRun(experiment, RunValues(experiment, source, memory // 2), memory // 2, base=patched)
+        mine = [site for site, its in sites if its == direction]
+        found |= {(one.site, direction): one for one in find_backup(run, mine)}
+    return [found[key] for key in sites]
 
 
 @dataclass(frozen=True)
@@ -212,12 +230,12 @@ class Agreement:
     @property
     def pearson(self) -> float:
         """Correlation of the effects over the sites; NaN where one of them does not vary."""
-        return _correlation(*(x.numpy() for x in self.effects))
+        return correlation(pearsonr, *self.effects)
 
     @property
     def spearman(self) -> float:
         """Correlation of the effects' ranks; ties have their mean rank."""
-        return _correlation(*(_ranks(x.numpy()) for x in self.effects))
+        return correlation(spearmanr, *self.effects)
 
     def furthest(self, most: int) -> list[tuple[Site, float, float]]:
         """The sites where estimate and reality differ most: site, estimated and real importance."""
@@ -229,21 +247,38 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A site where estimate and reality differ, and the heads that may be why."""
+    """A site where estimate and reality differ, and the heads that may be why.
+
+    Attributes
+    ----------
+    site : Site
+    direction : str
+    estimated, real : float
+        Importance.
+    backup : Backup
+        What others write once the site is really patched.
+    gap : float
+        Clean − corrupted logit difference, the unit of `direct` and of what backup heads do.
+    """
 
     site: Site
     direction: str
     estimated: float
     real: float
     backup: Backup
+    gap: float
 
+    @property
+    def direct(self) -> float:
+        """What the site itself changes directly."""
+        return -self.backup.lost / self.gap
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else float("nan")
+    @property
+    def backup_heads(self) -> str:
+        """The backup heads and how much each moves, as text; empty where there is none."""
+        return ", ".join(f"{name} {change / self.gap:+.3f}" for name, change in self.backup.heads.items())
 
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    @property
+    def backup_total(self) -> float:
+        """How much the backup heads move together."""
+        return sum(self.backup.heads.values()) / self.gap

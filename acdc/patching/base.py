@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from acdc.errors import ConfigError, TaskError
 from acdc.experiment import Experiment
 from acdc.metrics import alike
 from acdc.model.forward import streams
+from acdc.process import undisturbed
 from acdc.settings import Settings
 
 DIRECTIONS = ("noise", "denoise")
@@ -79,14 +81,14 @@ def batch_bytes(memory: int) -> int:
 def ends(experiment: Experiment) -> tuple[Tensor, ...]:
     """The metric at each readout of the clean and of the corrupted run."""
     metric, model = experiment.metric, experiment.model
-
-    def last(values: Values) -> Tensor:
-        """The last residual stream, at the readouts alone: `readout d_model`."""
-        parts = (values.inputs, values.heads, values.mlps)
-        return streams(model, Values(*(experiment.read(part)[..., None, :] for part in parts)))[2][:, 0]
-
-    found = (last(values) for values in (experiment.clean, experiment.ablated))
+    found = (last_stream(experiment, values) for values in (experiment.clean, experiment.ablated))
     return tuple(metric.values(model.unembed(end, metric.columns)) for end in found)
+
+
+def last_stream(experiment: Experiment, values: Values) -> Tensor:
+    """The last residual stream of a run at the readouts, `readout d_model`."""
+    parts = (values.inputs, values.heads, values.mlps)
+    return streams(experiment.model, Values(*(experiment.read(part)[..., None, :] for part in parts)))[2][:, 0]
 
 
 def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
@@ -99,3 +101,12 @@ def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
     weighted = (values * readouts.weight).double() * len(experiment.pairs)
     out = weighted.new_zeros(*values.shape[:-1], len(experiment.pairs))
     return out.index_add(-1, pair, weighted).cpu()
+
+
+@undisturbed
+def correlation(kind: Callable[[np.ndarray, np.ndarray], Any], a: Tensor, b: Tensor) -> float:
+    """Compute a correlation by a function of `scipy.stats`; NaN where one side does not vary or is not finite."""
+    x, y = a.flatten().numpy(), b.flatten().numpy()
+    if len(x) < 2 or not np.isfinite([x, y]).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(kind(x, y).statistic)

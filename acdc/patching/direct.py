@@ -19,6 +19,7 @@ from acdc.ablation import Values
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import streams
+from acdc.model.parts import LanguageModel
 from acdc.patching import base
 from acdc.patching.base import PatchOptions, Progress
 from acdc.result import Labelled, Result, as_table
@@ -197,27 +198,40 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
     return Direct(tuple(Shares(way, parts[way], *found[way]) for way in settings.ways), experiment.metric_name, *ends)
 
 
-def directions(experiment: Experiment, stream: Tensor) -> tuple[Tensor, Tensor]:
-    """The metric as a linear function of the last residual stream, its final norm's scale held at that of `stream`.
+def logit_direction(experiment: Experiment, stream: Tensor) -> Tensor:
+    """The direction in which the final residual stream is read as a logit difference, the final norm's scale held.
+
+    The difference is between the mean answer and the mean wrong answer. Where a pair lacks wrong answers, the mean
+    over the vocabulary stands for them; where one lacks answers, the model's top token does.
 
     Parameters
     ----------
-    stream: of a run at the readouts, `readout d_model`.
+    experiment : Experiment
+    stream : torch.Tensor
+        The stream of the run whose scale is held, at the readouts: `readout d_model`.
 
-    Returns `readout d_model`, whose product with what a part writes there is its share of the metric, and `readout`,
-    the rest: the share of the final norm's bias and the unembedding's. Exact for `logit_diff`; of another metric the
-    tangent at `stream`.
+    Returns
+    -------
+    torch.Tensor
+        `readout d_model`; its product with what a part writes is the part's share of the logit difference.
     """
-    model, metric = experiment.model, experiment.metric
-    W, b = model.W_U, model.b_U
-    if metric.columns is not None:
-        W, b = W[:, metric.columns], None if b is None else b[metric.columns]
-    normed = model.final_norm(stream).detach().requires_grad_()
-    with torch.enable_grad():
-        values = metric.values(normed @ W if b is None else normed @ W + b)
-        (slope,) = torch.autograd.grad(values.sum(), normed)
-    direction = model.final_norm.held(slope, stream)
-    return direction, values.detach() - (direction * stream).sum(-1)
+    model, readouts = experiment.model, experiment.readouts
+    right, wrong = readouts.answers, readouts.wrong_answers
+    if not _all_given(right):
+        right = experiment.clean_logits.argmax(-1, keepdim=True)
+    against = _mean_column(model, wrong) if _all_given(wrong) else model.W_U.mean(1)
+    return model.final_norm.held(_mean_column(model, right) - against, stream)
+
+
+def _all_given(ids: Tensor) -> bool:
+    return bool((ids >= 0).any(-1).all())
+
+
+def _mean_column(model: LanguageModel, ids: Tensor) -> Tensor:
+    """The mean of the unembedding's columns of each row's ids, padded with −1: `row d_model`."""
+    given = ids >= 0
+    columns = model.W_U.T[ids.clamp_min(0)] * given[..., None]
+    return columns.sum(1) / given.sum(1, keepdim=True)
 
 
 class _Sums:
@@ -228,7 +242,10 @@ class _Sums:
         self.experiment, self.model, self.values = experiment, experiment.model, values
         _, mlp, final = streams(experiment.model, values)
         self.mlp_inputs = [experiment.read(x) for x in mlp]
-        self.direction, self.rest = directions(experiment, experiment.read(final))
+        stream, metric = experiment.read(final), experiment.metric
+        self.direction = logit_direction(experiment, stream)
+        whole = metric.values(self.model.unembed(stream, metric.columns))
+        self.rest = whole - (self.direction * stream).sum(-1)  # of the final norm's bias and the unembedding's
 
     @torch.no_grad()
     def parts(self, way: str) -> Iterator[tuple[list[Part], Tensor]]:

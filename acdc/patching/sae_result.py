@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from acdc.metrics import ROUNDING
 from acdc.model.sae import SparseAutoencoder
 from acdc.patching.activation_result import SiteMap
+from acdc.patching.base import correlation
 from acdc.patching.sae_reconstruction import Reconstruction
-from acdc.process import undisturbed
 from acdc.result import Labelled, Result, as_table
 
 
@@ -83,14 +83,14 @@ class PatchedFeatures(Result):
 
     def correlation(self, i: int) -> float:
         """Spearman's rank correlation of map i's effects with their attributions; NaN where one has no order."""
-        return rank_correlation(self.effects(i).flatten(), self.attributions[i].flatten())
+        return correlation(spearmanr, self.effects(i), self.attributions[i])
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a feature (and position) and direction, as in `patch.csv`; the rank 1 is the largest size."""
         rows = []
         for i, one in enumerate(self.maps):
             effects, attributions = self.effects(i).flatten(), self.attributions[i].flatten()
-            order = ranks(-effects.abs()).tolist(), ranks(-attributions.abs()).tolist()
+            order = (rankdata(-values.abs().numpy(), "ordinal").tolist() for values in (effects, attributions))
             known = bool(attributions.isfinite().all())
             numbers = (one.recovery, one.std, one.values.mean(-1))
             columns = (*(t.flatten().tolist() for t in (*numbers, effects, attributions)), *order)
@@ -182,26 +182,3 @@ class PatchedFeatures(Result):
 
     def notes(self) -> tuple[str, ...]:
         return self.warnings
-
-
-@undisturbed
-def ranks(values: Tensor) -> Tensor:
-    """The ranks of values from 1, the smallest, on; equal ones in the order in which they come."""
-    return torch.empty_like(values, dtype=torch.long).scatter_(
-        0, values.argsort(stable=True), torch.arange(1, len(values) + 1)
-    )
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's: Pearson's correlation of the ranks, equal values sharing the mean of theirs."""
-    if len(a) < 2 or not bool(a.isfinite().all() and b.isfinite().all()):
-        return float("nan")
-
-    def mean_ranks(values: Tensor) -> Tensor:
-        _, which, counts = values.unique(return_inverse=True, return_counts=True)
-        last = counts.cumsum(0).double()
-        return (last - (counts - 1) / 2)[which]
-
-    x, y = (r - r.mean() for r in map(mean_ranks, (a, b)))
-    spread = float((x.square().sum() * y.square().sum()).sqrt())
-    return float((x * y).sum()) / spread if spread > 0 else float("nan")

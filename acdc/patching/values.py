@@ -56,8 +56,10 @@ class RunValues:
         self.name, self.parts = name, blocks(experiment, memory)
         self.kept = [self._run(part) for part in self.parts] if len(self.parts) == 1 else None
 
-    def __call__(self, kind: str, layer: int) -> Tensor:
-        """As `site_value`."""
+    draws = 1
+
+    def __call__(self, kind: str, layer: int, draw: int = 0) -> Tensor:
+        """As `site_value`; every draw is the same."""
         runs = self.kept or map(self._run, self.parts)
         return torch.cat([site_value(run, kind, layer).cpu() for run in runs], -3)  # the axis of rows
 

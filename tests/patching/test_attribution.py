@@ -16,7 +16,7 @@ from acdc.errors import AcdcError
 from acdc.patching import activation, attribution
 from acdc.patching.activation_result import SiteMap
 from acdc.patching.attribution import Agreement
-from acdc.patching.backup import LEAST, NONE_BELOW, find_backups
+from acdc.patching.backup import LEAST, NONE_BELOW, logit_gap
 from acdc.tasks.base import Pair
 
 
@@ -90,6 +90,27 @@ def frozen_shares(model: Small, base: Any, other: Any) -> Tensor:
     return torch.stack(moved).unflatten(0, (last + 1, -1))
 
 
+def largest_share(model: Small, base: dict[str, Tensor], rows: Any) -> float:
+    """The largest mean direct share of a head or MLP in a run, by hand."""
+    nothing = {name: torch.zeros_like(value) for name, value in base.items()}
+    shares = -frozen_shares(model, base, nothing).flatten(0, 1)
+    stream, norm = base["blocks.2.hook_resid_post"][:, -1], model.parts.final_norm
+    assert norm.weight is not None
+    scale = 1 / ((stream - stream.mean(-1, keepdim=True)).square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    mlps = torch.stack([base[f"blocks.{i}.hook_mlp_out"][:, -1] for i in range(3)])
+    mlps = (mlps - mlps.mean(-1, keepdim=True)) * scale * norm.weight @ model.parts.W_U
+    found = [
+        torch.stack(
+            [
+                part[:, row, right].mean(-1) - part[:, row, wrong].mean(-1)
+                for row, (right, wrong) in enumerate(zip(rows.answers, rows.wrong, strict=True))
+            ]
+        ).mean(0)
+        for part in (shares, mlps)
+    ]
+    return float(torch.cat(found).abs().max())
+
+
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_backup_heads_are_those_that_move_against_the_site(direction: str) -> None:
     """By runs of the bridge with one head's output replaced."""
@@ -98,11 +119,14 @@ def test_backup_heads_are_those_that_move_against_the_site(direction: str) -> No
     real = activation.patch(one, activation.Settings(direction=direction)).maps[0]
     sites = [(site, direction) for site in real.grid]
     gap = float((real.clean - real.corrupted).mean())
+    assert logit_gap(one) == pytest.approx(gap, rel=1e-4)
+    found = attribution._backups(one, attribution.Settings(), sites)
     rows, seen = rows_of(pairs), 0
     tokens = [rows.clean, rows.corrupted][:: 1 if direction == "noise" else -1]
     with torch.no_grad():
         base, source = (model.bridge.run_with_cache(t)[1] for t in tokens)
-        for (site, _), backup in zip(sites, find_backups(one, sites, 2**28), strict=True):
+        largest = largest_share(model, base, rows)
+        for (site, _), backup in zip(sites, found, strict=True):
             patched = _run_with_head(model, tokens[0], source, site.layer, site.head)
             moved = frozen_shares(model, base, patched)
             shares = torch.stack(
@@ -111,19 +135,18 @@ def test_backup_heads_are_those_that_move_against_the_site(direction: str) -> No
                     for row, (right, wrong) in enumerate(zip(rows.answers, rows.wrong, strict=True))
                 ]
             ).mean(0)
-            shares = shares / gap
             direct = float(shares[site.layer, site.head or 0])
-            assert backup.direct == pytest.approx(direct, abs=1e-4, rel=1e-3)
+            assert -backup.lost == pytest.approx(direct, abs=1e-4, rel=1e-3)
             expected = {
-                (layer, head): float(shares[layer, head])
+                f"a{layer}.h{head}": float(shares[layer, head])
                 for layer in range(site.layer + 1, 3)
                 for head in range(4)
-                if abs(direct) >= NONE_BELOW
+                if abs(direct) >= NONE_BELOW * largest
                 and float(shares[layer, head]) * direct < 0
                 and abs(float(shares[layer, head])) >= LEAST * abs(direct)
             }
-            assert dict(backup.heads) == pytest.approx(expected, abs=1e-4, rel=1e-3)
-            assert backup.total == pytest.approx(sum(expected.values()), abs=1e-4)
+            assert backup.heads == pytest.approx(expected, abs=1e-4, rel=1e-3)
+            assert list(backup.heads.values()) == sorted(backup.heads.values(), key=lambda change: -abs(change))
             seen += len(expected)
     assert seen > 3
 

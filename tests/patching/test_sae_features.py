@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import pytest
 import torch
 from experiments import Small, experiment, naive_value, random_pairs, rows_of, small
 from safetensors.torch import save_file
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from acdc import Experiment
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import patch
+from acdc.patching.base import correlation
 from acdc.patching.sae import gradient
 from acdc.patching.sae_reconstruction import GOOD
-from acdc.patching.sae_result import rank_correlation, ranks
 from acdc.tasks.base import Pair, Task
 
 HOOKS = {  # where one stands, and what the bridge calls it
@@ -303,13 +305,12 @@ def test_the_most_are_those_of_the_largest_attribution(tmp_path: Path) -> None:
         assert torch.equal(some.attributions[i], whole.attributions[i][best])
 
 
-def test_ranks_and_their_correlation() -> None:
-    assert ranks(torch.tensor([3.0, 1.0, 2.0, 1.0])).tolist() == [4, 1, 3, 2]
-    a, b = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([5.0, 6.0, 7.0, 8.0, 7.0])
-    # Ranks of b are 1, 2, 3.5, 5, 3.5, whose correlation with 1 to 5 is 8 / √(10 · 9.5).
-    assert rank_correlation(a, b) == pytest.approx(8 / 95**0.5)
-    assert rank_correlation(a, -a) == pytest.approx(-1)
-    assert rank_correlation(a, torch.ones(5)) != rank_correlation(a, torch.ones(5))  # no order: not a number
+def test_what_does_not_vary_has_no_correlation() -> None:
+    a, flat = torch.tensor([1.0, 2.0, 4.0]), torch.ones(3)
+    assert correlation(spearmanr, a, torch.tensor([1.0, 8.0, 9.0])) == pytest.approx(1)
+    for other in (flat, torch.tensor([1.0, float("nan"), 2.0])):
+        assert math.isnan(correlation(spearmanr, a, other))
+    assert math.isnan(correlation(spearmanr, a[:1], a[:1]))
 
 
 def test_ranks_in_the_rows(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from acdc.patching.ablation_result import Additivity, Backup
+from acdc.patching.ablation_result import Additivity
+from acdc.patching.backup import Backup
 from acdc.report.patch.ablation import additivity_words, backup_words
 
 NAMES = ("A", "B", "C")
@@ -66,9 +67,9 @@ def test_two_that_interact_are_named() -> None:
     ],
 )
 def test_backup_says_what_later_parts_do_of_what_was_lost(lost: float, risen: float, said: str) -> None:
-    before = torch.tensor([[lost], [0.0]])
-    site: Any = "0.h0"
-    one = Backup(site, ("a0.h0", "m1"), before, torch.tensor([[0.0], [risen]]), own=(0,), later=(1,))
+    before, after = torch.tensor([[lost], [0.0]]), torch.tensor([[0.0], [risen]])
+    site: Any = "a0.h0"
+    one = Backup(site, ("a0.h0", "m1"), before, after, torch.tensor([-lost]), later=(1,), later_heads=())
     text = backup_words(SimpleNamespace(names=SimpleNamespace(name=str)), one)  # type: ignore[arg-type]
-    assert text.startswith(f"backup of 0.h0: {said}")
+    assert text.startswith(f"backup of a0.h0: {said}")
     assert ("those that work against it" in text) == (lost * risen > 0)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
-from acdc.patching.ablation_result import Ablated, Ablation, Additivity, Backup, Curve
+from acdc.patching.ablation_result import Ablated, Ablation, Additivity, Curve
+from acdc.patching.backup import Backup
 from acdc.report.maps import Heatmap, draw_grid, draw_heatmap
 from acdc.report.numbers import number, thousandths
 from acdc.report.patch.sites import shift_text

@@ -62,8 +62,8 @@ def _disagreement_table(items: list[Disagreement]) -> Table:
     """Sites with both effects, the direct effect and the backup heads."""
     rows = []
     for one in items:
-        backup = str(one.backup) or ("—" if abs(one.backup.direct) >= NONE_BELOW else "(no direct effect)")
-        numbers = map(thousandths, (one.estimated, one.real, one.backup.direct))
+        backup = one.backup_heads or ("—" if one.backup.has_direct_effect else "(no direct effect)")
+        numbers = map(thousandths, (one.estimated, one.real, one.direct))
         rows.append([one.site.kind, one.direction, str(one.site), *numbers, backup])
     header = ["site", "direction", "where", "estimated", "real", "direct", "backup heads"]
     return Table("Where they disagree most", header, rows, left=3, words=[6])
@@ -89,10 +89,10 @@ def _disagreement_section(found: Attributed) -> Section:
     if not found.disagreements:
         return Section("", [])
     words = (
-        "direct: the change of recovery by what the site itself writes into the logits, the final norm's scale held."
-        " Backup heads are later heads whose direct share moves against it once the site is really patched, by at least"
-        f" {LEAST:.0%} of it, so that the real effect is the smaller; — where there is none, and (no direct effect)"
-        f" where the site writes less than {NONE_BELOW:.0%} of clean − corrupted itself."
+        "direct: the change of the logit difference by what the site itself writes, the final norm's scale held, over"
+        " clean − corrupted. Backup heads are later heads whose direct share moves against it once the site is really"
+        f" patched, by at least {LEAST:.0%} of it, so that the real effect is the smaller; — where there is none, and"
+        f" (no direct effect) where the site itself changes less than {NONE_BELOW:.0%} of the largest direct effect."
     )
     return Section("Where they disagree most", [words, _disagreement_table(list(found.disagreements))])
 
