@@ -247,7 +247,7 @@ class Experiment:
         return stream[..., self.readouts.pair, self.readouts.position, :]
 
     @undisturbed
-    def by_pair(self, values: Tensor) -> Tensor:
+    def mean_by_pair(self, values: Tensor) -> Tensor:
         """Each pair's mean over its positions, corrupted partners and draws: `... readout` → `... pair`, in float64.
 
         The mean over pairs is the value over all of them.

@@ -100,7 +100,7 @@ class Scores:
             Evaluating is fastest when the others differ little from the first.
         """
         values = Variations(self.experiment, masks[0]).values(masks)
-        return -self.experiment.metric.as_loss(self.experiment.by_pair(values)).cpu()
+        return -self.experiment.metric.as_loss(self.experiment.mean_by_pair(values)).cpu()
 
 
 @undisturbed

@@ -90,9 +90,9 @@ def measure_logits(experiment: Experiment, logits: Tensor) -> PerPair:
     if logits.shape[-1] > 1:
         top = logits.argmax(-1, keepdim=True)
         own = experiment.clean_logits.argmax(-1, keepdim=True)
-        agreement = experiment.by_pair((top == own)[..., 0])
-        accuracy = experiment.by_pair((top == _answers(experiment)).any(-1))
-    return PerPair(experiment.by_pair(of_metric), experiment.by_pair(kl), agreement, accuracy)
+        agreement = experiment.mean_by_pair((top == own)[..., 0])
+        accuracy = experiment.mean_by_pair((top == _answers(experiment)).any(-1))
+    return PerPair(experiment.mean_by_pair(of_metric), experiment.mean_by_pair(kl), agreement, accuracy)
 
 
 def _answers(experiment: Experiment) -> Tensor:

@@ -13,17 +13,6 @@ from acdc.jobs.prepare import Prepared
 from acdc.report.view import Subject, View
 from acdc.result import Result
 
-# What the progress bar says each kind does, and to what.
-DOING = {
-    "activation": ("patching", "sites"),
-    "attribution": ("attribution", "sites"),
-    "ablation": ("ablating", "runs"),
-    "direct": ("direct shares", "sums"),
-    "path": ("patching", "paths"),
-    "sae": ("patching", "features"),
-    "tracing": ("tracing", "states"),
-}
-
 
 def run(prepared: Prepared, folder: Path, console: Console) -> None:
     """Do what `patch=` asks for; write tables, arrays, pictures and `report.html` into an existing folder."""
@@ -31,7 +20,7 @@ def run(prepared: Prepared, folder: Path, console: Console) -> None:
     kind, page = patching.load(settings.name), importlib.import_module(f"acdc.report.patch.{settings.name}")
 
     def compute() -> tuple[Result, View]:
-        with progress_bar(console, *DOING[settings.name]) as progress:
+        with progress_bar(console, *kind.DOING) as progress:
             result = kind.patch(prepared.experiment, settings, progress)
         return result, page.view(result, Subject.of(prepared.experiment))
 

@@ -27,6 +27,7 @@ from acdc.patching.shift import measure
 from acdc.patching.sites import WAYS, Choice, Grid, Site
 from acdc.settings import option
 
+DOING = ("ablating", "runs")  # what the progress bar says, and what it counts
 RANKINGS = ("effect", "given", "random")
 
 Some = list[int | str] | int  # sites by name, or how many

@@ -17,15 +17,16 @@ from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching import base, estimates, site_settings
+from acdc.patching import base, estimates
 from acdc.patching.activation_result import Patched, SiteMap
 from acdc.patching.base import Progress
 from acdc.patching.estimates import estimate
 from acdc.patching.shift import Shift, measure
-from acdc.patching.site_settings import SiteSettings
-from acdc.patching.sites import Grid
+from acdc.patching.sites import Grid, SiteSettings, check_sites
 from acdc.patching.values import RunValues, SiteChanges
 from acdc.settings import option
+
+DOING = ("patching", "sites")  # what the progress bar says, and what it counts
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def check(experiment: Experiment, settings: Settings) -> list[Grid]:
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.site_settings.check`, with a shortlist `acdc.patching.estimates.check`.
+    ConfigError, TaskError: see `check_sites`, with a shortlist `acdc.patching.estimates.check`.
     """
-    return (site_settings if settings.shortlist is None else estimates).check(experiment, settings)
+    return check_sites(experiment, settings) if settings.shortlist is None else estimates.check(experiment, settings)
 
 
 def patch(experiment: Experiment, settings: Settings, progress: Progress | None = None) -> Patched:

@@ -24,11 +24,12 @@ from acdc.patching.ablation_run import AblationRun
 from acdc.patching.activation_result import Patched, SiteMap
 from acdc.patching.backup import Backup, find_backup, logit_gap
 from acdc.patching.base import Progress, base_and_source, correlation
-from acdc.patching.site_settings import SiteSettings
-from acdc.patching.sites import Grid, Site
+from acdc.patching.sites import Grid, Site, SiteSettings
 from acdc.patching.values import RunValues
 from acdc.result import Labelled, Result, as_table
 from acdc.settings import option
+
+DOING = ("attribution", "sites")  # what the progress bar says, and what it counts
 
 
 @dataclass(frozen=True)

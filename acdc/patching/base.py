@@ -92,9 +92,22 @@ def last_stream(experiment: Experiment, values: Values) -> Tensor:
 
 
 def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
-    """The metric of each pair, its mean over partners and positions: `... readout` → `... pair`, on the CPU.
+    """Average over the partners and positions of each pair.
 
-    Of a block of rows only what these add to it, where `Experiment.by_pair` has their mean: so blocks can be added up.
+    Of a block of rows, the result is what these rows add to the average, so that blocks can be added up;
+    `Experiment.mean_by_pair` is the mean over the rows that are there.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment, or a block of its rows.
+    values : torch.Tensor
+        `... readout`.
+
+    Returns
+    -------
+    torch.Tensor
+        `... pair`, in float64 on the CPU.
     """
     readouts = experiment.readouts
     pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]

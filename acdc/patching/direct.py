@@ -25,6 +25,7 @@ from acdc.patching.base import PatchOptions, Progress
 from acdc.result import Labelled, Result, as_table
 from acdc.settings import option
 
+DOING = ("direct shares", "sums")  # what the progress bar says, and what it counts
 WAYS = ("layer", "sublayer", "head", "neuron")
 
 

@@ -13,11 +13,10 @@ from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
-from acdc.patching import base, site_settings
+from acdc.patching import base
 from acdc.patching.activation_result import SiteMap
 from acdc.patching.base import Progress
-from acdc.patching.site_settings import SiteSettings
-from acdc.patching.sites import Grid
+from acdc.patching.sites import Grid, SiteSettings, check_sites
 from acdc.patching.values import SiteChanges
 
 
@@ -26,10 +25,10 @@ def check(experiment: Experiment, settings: SiteSettings, grad_drop: bool = Fals
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.site_settings.check`; a metric that has no gradient on the clean run;
+    ConfigError, TaskError: see `acdc.patching.sites.check_sites`; a metric that has no gradient on the clean run;
     GradDrop in a model of one layer.
     """
-    grids = site_settings.check(experiment, settings)
+    grids = check_sites(experiment, settings)
     if experiment.measured.compares_with_model and "noise" in settings.directions:
         raise ConfigError(
             f"metric={experiment.metric_name} is least on the clean run, so its gradient there is zero and says nothing"
@@ -168,7 +167,8 @@ class _Effects:
         q, k, v = (getattr(self.base, letter)[self.index].detach() for letter in "qkv")
         wanted = {"q": q, "k": k, "v": v}[self.grid.kind.name].requires_grad_()
         with torch.enable_grad():
-            return torch.autograd.grad(self.layer.mix(q, k, v, self.mask), wanted, of_z)[0]
+            found: Tensor = torch.autograd.grad(self.layer.mix(q, k, v, self.mask), wanted, of_z)[0]
+        return found
 
     def _in_places(self, scores: Tensor) -> Tensor:
         """Sums over the tokens of each place: `unit row pos` → `unit place row`."""

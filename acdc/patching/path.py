@@ -37,6 +37,8 @@ from acdc.patching.path_run import PathRun
 from acdc.patching.positions import Place, places
 from acdc.settings import option
 
+DOING = ("patching", "paths")  # what the progress bar says, and what it counts
+
 
 @dataclass(frozen=True)
 class Settings(PatchOptions):

@@ -41,6 +41,7 @@ from acdc.patching.sites import Grid, Kind
 from acdc.settings import option
 from acdc.tasks.base import Tokenizer
 
+DOING = ("patching", "features")  # what the progress bar says, and what it counts
 BY = ("feature", "feature_position")
 EXAMPLES = 5  # tokens a feature is shown with
 BEFORE = 4  # tokens before each
@@ -239,7 +240,7 @@ class _Work:
     def _split(self, block: Experiment, chosen: Tensor) -> tuple[Tensor, ...]:
         """Features in parts such that a few tensors of each fit in memory."""
         one = block.batch.clean.numel() * self.sae.W_enc.element_size() * 4
-        return chosen.split(max(1, self.memory // one))
+        return torch.split(chosen, max(1, self.memory // one))
 
     def _places(self, block: Experiment) -> Tensor:
         return torch.stack([place.mask(block) for place in self.places])

@@ -39,7 +39,8 @@ def real_tokens(experiment: Experiment) -> Tensor:
 def features_of(sae: SparseAutoencoder, x: Tensor, chosen: Tensor) -> Tensor:
     """Some features of activations, `... d_model` → `... feature`; `chosen`: their numbers."""
     some = max(1, _NUMBERS // sae.d_sae)
-    return torch.cat([sae.encode(part)[:, chosen] for part in x.flatten(0, -2).split(some)]).unflatten(0, x.shape[:-1])
+    parts = [sae.encode(part)[:, chosen] for part in x.flatten(0, -2).split(some)]
+    return torch.cat(parts).reshape(*x.shape[:-1], len(chosen))
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class CleanRange:
     def _quadratic(self, x: Tensor, kept: Tensor) -> Tensor:
         along = (x @ self.axes).square()
         ridge = self.ridge[:, None]
-        found = (along / (kept[:, None] * self.variances + ridge)[:, None]).sum(-1)
+        found: Tensor = (along / (kept[:, None] * self.variances + ridge)[:, None]).sum(-1)
         if not self.complete:
             found = found + (x.square().sum(-1) - along.sum(-1)).clamp_min(0) / ridge
         return found

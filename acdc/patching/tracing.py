@@ -29,6 +29,7 @@ from acdc.patching.tracing_result import Traced, TraceMap
 from acdc.patching.values import SiteChanges
 from acdc.settings import option
 
+DOING = ("tracing", "states")  # what the progress bar says, and what it counts
 SITES = ("resid_post", "mlp_out", "attn_out")
 _MOST_WINDOW = 10
 

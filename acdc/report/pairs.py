@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from acdc.evaluation.pair_check import PairCheck, PairRecord
@@ -173,7 +173,7 @@ def _cells(check: PairCheck, record: PairRecord) -> list[str]:
     ]
 
 
-_REMARKS = {
+_REMARKS: dict[str, Callable[[PairRecord], bool]] = {
     "repeats a pair": lambda record: record.repeats is not None,
     "same prompt": lambda record: not record.swaps,
     "shifted": lambda record: bool(record.shift),

@@ -18,8 +18,7 @@ from acdc.engine.resumed import ResumedRun
 from acdc.errors import AcdcError
 from acdc.patching import activation, estimates
 from acdc.patching.activation_result import SiteMap
-from acdc.patching.site_settings import SiteSettings
-from acdc.patching.sites import KINDS, WAYS, Site
+from acdc.patching.sites import KINDS, WAYS, Site, SiteSettings
 from acdc.tasks.base import Pair
 
 
