@@ -17,7 +17,7 @@ from torch import Tensor
 
 from acdc.discovery.base import Observer, Store
 from acdc.discovery.scores import BlockMethod, Piece, Work, add_up
-from acdc.engine.gradients import bytes_per_row, sender_changes
+from acdc.engine.gradients import sender_changes
 from acdc.engine.memory import budget_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.experiment import Experiment
@@ -48,7 +48,7 @@ class Exact(BlockMethod):
             for receiver in receivers:
                 yield partial(piece, receiver)
 
-        work = Work(pieces, len(receivers), bytes_per_row(experiment), self.memory_gb)
+        work = Work(pieces, len(receivers), self.memory_gb, lambda row: Effects(row, self.memory_gb))
         return add_up(experiment, work, observer, store)
 
 

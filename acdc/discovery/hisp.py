@@ -18,7 +18,7 @@ from torch import Tensor
 
 from acdc.discovery.base import Observer, Store
 from acdc.discovery.scores import BlockMethod, Piece, Work, add_up, check_gradients, check_slope
-from acdc.engine.gradients import GradientRun, bytes_per_row
+from acdc.engine.gradients import GradientRun
 from acdc.experiment import Experiment
 from acdc.graph import Graph
 
@@ -45,7 +45,7 @@ class HISP(BlockMethod):
         def pieces(block: Experiment) -> Iterator[Piece]:
             yield lambda: _importance(block)
 
-        work = Work(pieces, 1, bytes_per_row(experiment), self.memory_gb)
+        work = Work(pieces, 1, self.memory_gb)
         importance = add_up(experiment, work, observer, store)[:, 0]
         return edge_scores(experiment.graph, importance)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from acdc.discovery.base import Observer, Store
 from acdc.discovery.scores import BlockMethod, Piece, Work, add_up
-from acdc.engine.gradients import bytes_per_row, sender_outputs
+from acdc.engine.gradients import sender_outputs
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model.forward import streams
@@ -57,7 +57,7 @@ class InformationFlow(BlockMethod):
             weights = 1 / (n_pairs * rows_of_pair[torch.tensor(block.batch.source)].double())
             yield lambda: _shares(block, weights, self.position_embedding)
 
-        work = Work(pieces, 1, bytes_per_row(experiment), self.memory_gb)
+        work = Work(pieces, 1, self.memory_gb)
         return add_up(experiment, work, observer, store)
 
 

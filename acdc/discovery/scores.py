@@ -14,8 +14,8 @@ from torch import Tensor
 from acdc.circuit import Circuit
 from acdc.discovery.base import Decision, NoObserver, NoStore, Observer, Store
 from acdc.discovery.selection import SelectingMethod, check_selection, select
-from acdc.engine.gradients import GradientRun, Replaced, bytes_per_row, sender_changes
-from acdc.engine.memory import row_blocks, rows_at_once
+from acdc.engine.gradients import GradientRun, Replaced, sender_changes
+from acdc.engine.memory import budget_bytes, row_blocks, units_that_fit, widest_row
 from acdc.errors import ConfigError, RunError
 from acdc.experiment import Experiment
 from acdc.settings import option
@@ -66,14 +66,26 @@ class Work:
 
     Attributes
     ----------
-    pieces: those of a block of an experiment's rows, in order; what they share may be made when the first is called.
-    n_pieces: how many those are. bytes_per_row: what one row takes. memory_gb: as in the settings.
+    pieces : Callable[[Experiment], Iterator[Piece]]
+        Those of a block of an experiment's rows, in order. What they share may be made when the first is called.
+    n_pieces : int
+        How many those are.
+    memory_gb : float or None
+        As in the settings.
+    unit : Callable[[Experiment], object] or None
+        Takes as much memory, on a block of one row, as this row takes in the work. None is the first piece.
     """
 
     pieces: Callable[[Experiment], Iterator[Piece]]
     n_pieces: int
-    bytes_per_row: int
     memory_gb: float | None
+    unit: Callable[[Experiment], object] | None = None
+
+    def rows_at_once(self, experiment: Experiment) -> int:
+        """How many rows fit in memory together."""
+        row = widest_row(experiment)
+        unit = self.unit or (lambda block: next(self.pieces(block))())
+        return units_that_fit(lambda: unit(row), budget_bytes(experiment.model.device, self.memory_gb))
 
 
 def add_up(experiment: Experiment, work: Work, observer: Observer, store: Store) -> Tensor:
@@ -85,11 +97,12 @@ def add_up(experiment: Experiment, work: Work, observer: Observer, store: Store)
     """
     graph = experiment.graph
     scores = torch.zeros(len(graph.ports), len(graph.senders), dtype=torch.float64)
-    done, rows = 0, rows_at_once(experiment, work.bytes_per_row, work.memory_gb)
     if state := store.load():
         if set(state) != {"scores", "done", "rows"} or state["scores"].shape != scores.shape:
             raise RunError("the stored state is of another run: start anew in another folder")
         scores, done, rows = state["scores"], int(state["done"]), int(state["rows"])
+    else:
+        done, rows = 0, min(work.rows_at_once(experiment), len(experiment.batch.clean))
     total = work.n_pieces * -(-len(experiment.batch.clean) // rows)
     observer.progressed(done, total, {})
     number = 0
@@ -151,7 +164,7 @@ def gradient_work(
         for run in runs:
             yield partial(piece, run)
 
-    return Work(pieces, len(runs), bytes_per_row(experiment), memory_gb)
+    return Work(pieces, len(runs), memory_gb)
 
 
 def products(block: Experiment, changes: Tensor, replaced: Replaced | None = None) -> Tensor:

@@ -257,17 +257,3 @@ def sender_outputs(model: LanguageModel, values: Values) -> Float[Tensor, "sende
         if layer.mlp is not None:
             written.append(values.mlps[i : i + 1])
     return torch.cat(written)
-
-
-def bytes_per_row(experiment: Experiment) -> int:
-    """About what one row of an experiment takes: every sender's output, the streams, and one layer's derivatives."""
-    model, graph = experiment.model, experiment.graph
-    n_positions, d_model = experiment.batch.clean.shape[1], model.config.d_model
-    n_heads = model.config.n_heads
-    wide = max((mlp.W_in.shape[1] for mlp in (layer.mlp for layer in model.layers) if mlp is not None), default=0)
-    vectors = 2 * len(graph.senders) + 2 * len(model.layers) + 5 * len(LETTERS) * n_heads
-    columns = experiment.metric.columns
-    vocabulary = model.vocabulary_size if columns is None else len(columns)
-    readouts = -(-len(experiment.readouts) // len(experiment.batch.clean))
-    numbers = n_positions * (vectors * d_model + 6 * wide + 6 * n_heads * n_positions) + 4 * readouts * vocabulary
-    return numbers * model.W_E.element_size()

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from acdc.engine.memory import measured_bytes
 from acdc.engine.resumed import ResumedRun
 from acdc.model.forward import Site, forward
 
@@ -57,10 +58,11 @@ class JointRun:
         self.base, self.model, self.experiment = base, base.model, base.experiment
 
     def bytes_per_variant(self) -> int:
-        """About what one variant takes: while it runs, what is put where, and what `run` returns."""
-        n_rows, n_positions, d_model = self.base.pre[0].shape
-        returned = 2 * len(self.model.layers) * n_rows * n_positions * d_model * self.model.W_E.element_size()
-        return self.base.bytes_per_variant() + returned
+        """What one variant takes: while it runs, and what `run` returns."""
+        stream = self.base.pre[0]
+        everywhere = torch.ones(1, *stream.shape[:-1], 1, dtype=torch.bool, device=stream.device)
+        replaced: dict[tuple[str, int], Replaced] = {Site("resid_pre", 0): Replaced(everywhere, stream)}
+        return measured_bytes(lambda: (self.run(replaced), self.metric_values(replaced)))
 
     def metric_values(self, replaced: Mapping[tuple[str, int], Replaced]) -> Float[Tensor, "variant readout"]:
         """The metric at each readout, `variant readout`."""

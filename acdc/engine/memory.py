@@ -1,4 +1,4 @@
-"""How much memory an engine may take."""
+"""How much memory work takes, and may take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import contextlib
 import ctypes
 import gc
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
@@ -32,10 +37,71 @@ def budget_bytes(device: torch.device, memory_gb: float | None = None, group: st
     return int(_SHARE * free)
 
 
-def rows_at_once(experiment: Experiment, bytes_per_row: int, memory_gb: float | None = None) -> int:
-    """How many of an experiment's rows fit in memory together, at least one."""
-    fitting = budget_bytes(experiment.model.device, memory_gb) // bytes_per_row
-    return max(1, min(fitting, len(experiment.batch.clean)))
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is on: `now`, and `most` at once."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.now = self.most = 0
+        self.known: set[int] = set()  # the addresses of what was counted and lives
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                address, size = storage.data_ptr(), storage.nbytes()
+                if size and address not in given | self.known:
+                    self.known.add(address)
+                    self.now += size
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(storage, self._freed, address, size)
+        return result
+
+    def _freed(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.now -= size
+
+
+def measured_bytes(work: Callable[[], object]) -> int:
+    """The most that tensors made by some work take at once, in bytes, what it returns included.
+
+    Parameters
+    ----------
+    work : Callable[[], object]
+        Is run once. What operations need inside them is not seen.
+    """
+    allocations = _Allocations()
+    with allocations:
+        result = work()
+    del result
+    return allocations.most
+
+
+def units_that_fit(work: Callable[[], object], memory: int) -> int:
+    """How many units of work fit in memory together, at least one.
+
+    Parameters
+    ----------
+    work : Callable[[], object]
+        One unit, such as one row or one variant. It is run once, to measure it.
+    memory : int
+        What all of them may take, in bytes.
+    """
+    return max(1, memory // max(1, measured_bytes(work)))
+
+
+def widest_row(experiment: Experiment) -> Experiment:
+    """The one row of an experiment that is read at most positions."""
+    row = int(experiment.readouts.pair.bincount().argmax())
+    return experiment.rows(row, row + 1)
 
 
 def row_blocks(experiment: Experiment, rows: int) -> Iterator[Experiment]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acdc.ablation import Values
+from acdc.engine.memory import measured_bytes
 from acdc.experiment import Experiment
 from acdc.graph import LETTERS
 from acdc.model.forward import streams
@@ -52,16 +53,13 @@ class ResumedRun:
         return sum(t.nbytes for t in (*senders, *self.pre, *self.mid, *self.q, *self.k, *self.v))
 
     def bytes_per_variant(self) -> int:
-        """About what one change takes while it is followed to the logits."""
-        n_rows, n_positions, d_model = self.pre[0].shape
-        layer = self.model.layers[0]
-        wide = max((mlp.W_in.shape[1] for mlp in (x.mlp for x in self.model.layers) if mlp is not None), default=0)
-        attention = layer.n_heads * (5 * self.model.d_head + 3 * n_positions)
-        columns = self.experiment.metric.columns
-        vocabulary = self.model.vocabulary_size if columns is None else len(columns)
-        numbers = n_rows * n_positions * (8 * d_model + 3 * wide + attention)
-        read = 2 * n_positions * layer.n_heads * self.model.d_head  # the last layer's keys and values, for each readout
-        return (numbers + len(self.experiment.readouts) * (read + 3 * vocabulary)) * self.model.W_E.element_size()
+        """What one change takes while it is followed from the first layer to the logits."""
+        return self._bytes_per_variant
+
+    @cached_property
+    def _bytes_per_variant(self) -> int:
+        _ = self.unchanged  # is kept, for all variants
+        return measured_bytes(lambda: self.metric_values(0, "pre", torch.ones_like(self.pre[0])[None]))
 
     @cached_property
     def unchanged(self) -> Float[Tensor, " readout"]:
