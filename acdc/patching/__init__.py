@@ -29,7 +29,8 @@ def patch(experiment: Experiment, name: str = "activation", **options: Any) -> A
 
     Raises
     ------
-    ConfigError, TaskError: an option that does not exist or does not fit, in one line.
+    ConfigError, TaskError
+        An option that does not exist or does not fit, in one line.
     """
     known = load(name).Settings
     allowed = [f.name for f in fields(known)]

@@ -147,7 +147,8 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
 
     Raises
     ------
-    ConfigError: see `Choice.grids`, `AblationValues`, `NamedSites`; an ablation other than `corrupted`.
+    ConfigError
+        See `Choice.grids`, `AblationValues`, `NamedSites`; an ablation other than `corrupted`.
     """
     if (name := experiment.ablation.name) != "corrupted":
         raise ConfigError(
@@ -183,11 +184,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many ablated runs are done, and of how many.
+    progress : callable or None
+        Called with the number of ablated runs that are done, and with the number of all.
 
     Raises
     ------
-    ConfigError: see `check`.
+    ConfigError
+        See `check`.
     """
     plan = check(experiment, settings)
     counts = _counts(len(plan.curve_sites), settings.points)

@@ -24,7 +24,15 @@ from acdc.result import Labelled, Result, as_table
 
 @dataclass(frozen=True)
 class Scale:
-    """Both ends: the metric of each pair in the clean and the corrupted run, `pair`, in its own direction."""
+    """Both ends of the scale.
+
+    Attributes
+    ----------
+    clean, corrupted : torch.Tensor
+        The metric of each pair in the two runs, `pair`, in the metric's own direction.
+    larger_is_better : bool
+        The metric's direction.
+    """
 
     clean: Tensor
     corrupted: Tensor
@@ -48,7 +56,18 @@ class Scale:
 
 @dataclass(frozen=True)
 class Ablated:
-    """Every site of a grid ablated alone. `values`: the metric of each pair, `layer unit place pair`."""
+    """Every site of a grid ablated alone.
+
+    Attributes
+    ----------
+    grid : Grid
+    values : torch.Tensor
+        The metric of each pair, `layer unit place pair`.
+    effects : torch.Tensor
+        Loss after − loss before, `layer unit place pair`.
+    shift : Shift
+        How far the values put in lie from clean ones.
+    """
 
     grid: Grid
     values: Tensor
@@ -71,9 +90,16 @@ class Curve:
 
     Attributes
     ----------
-    ranking: what the order is by; `random` has no order of its own. sites: in this order. counts: how many are ablated
-    at each point, from 0 to all. ranked: effects, `point pair`; None for `random`. shuffled: the same of random orders,
-    `order point pair`.
+    ranking : str
+        What the sites are ordered by; `random` has no order of its own.
+    sites : tuple of Site
+        The sites in this order.
+    counts : tuple of int
+        How many sites are ablated at each point, from 0 to all.
+    ranked : torch.Tensor or None
+        The effects, `point pair`; None for `random`.
+    shuffled : torch.Tensor
+        The effects in random orders, `order point pair`.
     """
 
     ranking: str
@@ -91,7 +117,7 @@ class Curve:
 
     @property
     def areas(self) -> dict[str, float]:
-        """Of the ranking, and the mean over random orders."""
+        """The area of the ranking, and the mean area of random orders."""
         found = {} if self.ranked is None else {self.ranking: self.area(self.ranked)}
         if len(self.shuffled):
             found["random"] = sum(map(self.area, self.shuffled)) / len(self.shuffled)
@@ -104,7 +130,12 @@ class Additivity:
 
     Attributes
     ----------
-    single: effects, `site pair`. joint: of each two, `site site pair`, the diagonal alone. whole: of all, `pair`.
+    single : torch.Tensor
+        The effect of each site alone, `site pair`.
+    joint : torch.Tensor
+        The effect of each two sites together, `site site pair`; on the diagonal that of one alone.
+    whole : torch.Tensor
+        The effect of all sites together, `pair`.
     """
 
     sites: tuple[Site, ...]
@@ -121,15 +152,36 @@ class Additivity:
 
     @property
     def interaction(self) -> Tensor:
-        """The same of all together, `pair`."""
+        """The joint effect of all sites − the sum of their effects, `pair`."""
         return self.whole - self.single.sum(0)
 
 
 @dataclass(frozen=True)
 class Ablation(Result):
-    """The result of `patch=ablation`. `value`, `over`: what stood in.
+    """The result of `patch=ablation`.
 
-    `curve` and `additivity` are None where they were not asked for; `backup_wanted` says whether backups were.
+    Attributes
+    ----------
+    maps : tuple of Ablated
+        A map for each kind of site.
+    names : NamedSites
+        The names of the sites.
+    scale : Scale
+    metric : str
+    value, over : str
+        What was put in, and which prompts it is of.
+    subset : str
+        The name of the choice of sites; empty where all were ablated.
+    curve : Curve or None
+        None where it was not asked for.
+    backups : tuple of Backup
+        One for each site that was looked at.
+    additivity : Additivity or None
+        None where it was not asked for.
+    graph : Graph
+        The model's graph.
+    backup_wanted : bool
+        Whether backups were asked for.
     """
 
     maps: tuple[Ablated, ...]

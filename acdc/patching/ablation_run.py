@@ -201,12 +201,19 @@ class AblationValues:
 
     Parameters
     ----------
-    value: one of `VALUES`. over: `clean` or `corrupted`, the prompts that means and other pairs' values are of.
-    draws: of the other pair, for `resample`; for the rest there is one. seed: of the draws.
+    value : str
+        One of `VALUES`.
+    over : str
+        `clean` or `corrupted`, the prompts that means and other pairs' values are of.
+    draws : int
+        How often another pair is drawn, for `resample`; the other values have one draw.
+    seed : int
+        The seed of the draws.
 
     Raises
     ------
-    ConfigError: positions that do not correspond; a pair with no other like it.
+    ConfigError
+        Positions that do not correspond; a pair with no other like it.
     """
 
     def __init__(self, experiment: Experiment, value: str, over: str, draws: int = 1, seed: int = 0) -> None:

@@ -61,7 +61,8 @@ def check(experiment: Experiment, settings: Settings) -> list[Grid]:
 
     Raises
     ------
-    ConfigError, TaskError: see `check_sites`, with a shortlist `acdc.patching.estimates.check`.
+    ConfigError, TaskError
+        See `check_sites`, with a shortlist `acdc.patching.estimates.check`.
     """
     return check_sites(experiment, settings) if settings.shortlist is None else estimates.check(experiment, settings)
 
@@ -71,11 +72,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many sites are done, and of how many.
+    progress : callable or None
+        Called with the number of sites that are done, and with the number of all.
 
     Raises
     ------
-    ConfigError, TaskError: see `check`.
+    ConfigError, TaskError
+        See `check`.
     """
     grids = check(experiment, settings)
     chosen = _shortlisted(experiment, settings, grids, settings.shortlist_size if settings.shortlist else None)
@@ -175,7 +178,10 @@ class _Sweep:
 
         Parameters
         ----------
-        places: `place row pos`. which: the sites to patch, `unit place`.
+        places : torch.Tensor
+            True where a place is, `place row pos`.
+        which : torch.Tensor
+            The sites to patch, `unit place`.
         """
         device = self.base.model.device
         changes = SiteChanges(grid.kind, layer, self.base, self.source)

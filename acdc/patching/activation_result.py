@@ -26,12 +26,14 @@ CLASSES = {  # (necessary, sufficient) → name
 
 
 class Measured:
-    """What is known of everything that is patched in one direction.
+    """The metric of whatever is patched in one direction.
 
     Attributes
     ----------
-    values: the metric of each pair, `... pair`, in the metric's own direction. clean, corrupted: the same for the two
-    runs, `pair`.
+    values : torch.Tensor
+        The metric of each pair, `... pair`, in the metric's own direction.
+    clean, corrupted : torch.Tensor
+        The metric of each pair in the two runs, `pair`.
     """
 
     direction: str
@@ -72,10 +74,15 @@ class SiteMap(Measured):
 
     Attributes
     ----------
-    values: the metric of each pair at each site, `layer unit place pair`, in the metric's own direction; NaN at sites
-    that a shortlist left out. clean, corrupted: the same for the two runs, `pair`.
-    estimate: the estimated importance that a shortlist was made by, `layer unit place`.
-    shift: of what is put in, where it was measured.
+    values : torch.Tensor
+        The metric of each pair at each site, `layer unit place pair`, in the metric's own direction; NaN at sites that
+        a shortlist left out.
+    clean, corrupted : torch.Tensor
+        The metric of each pair in the two runs, `pair`.
+    estimate : torch.Tensor or None
+        The estimated importance that a shortlist was made by, `layer unit place`.
+    shift : Shift or None
+        How far the values put in lie from clean ones; None where it was not measured.
     """
 
     grid: Grid
@@ -115,8 +122,10 @@ class Patched(Result):
 
     Attributes
     ----------
-    subset: the name of the subset of sites, empty where all were patched. sufficient_from, necessary_from: the limits
-    of the classes; infinite where there are none.
+    subset : str
+        The name of the subset of sites, empty where all were patched.
+    sufficient_from, necessary_from : float
+        The limits of the classes; infinite where there are none.
     """
 
     maps: tuple[SiteMap, ...]

@@ -67,9 +67,14 @@ class Attributed(Result):
 
     Attributes
     ----------
-    estimated: the maps in the form that activation patching gives, without classes. agreements: of each map, in the
-    same order; none where nothing was patched for real. disagreements: of each map the sites that differ most.
-    corrections: the names of AtP*'s corrections that were used.
+    estimated : Patched
+        The maps in the form that activation patching gives, without classes.
+    agreements : tuple of Agreement
+        One for each map, in the same order; empty where nothing was really patched.
+    disagreements : tuple of Disagreement
+        The sites of each map where estimate and reality differ most.
+    corrections : tuple of str
+        The names of AtP*'s corrections that were used.
     """
 
     estimated: Patched
@@ -147,7 +152,8 @@ def check(experiment: Experiment, settings: Settings) -> list[Grid]:
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.estimates.check`; `qk_fix` without a site that it is for.
+    ConfigError, TaskError
+        See `acdc.patching.estimates.check`; `qk_fix` without a site that it is for.
     """
     grids = estimates.check(experiment, settings, settings.grad_drop)
     if settings.qk_fix and not any(grid.kind.name in ("q", "k") for grid in grids):
@@ -160,11 +166,14 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many sites are done, and of how many; a site that is also patched counts twice.
+    progress : callable or None
+        Called with the number of sites that are done, and with the number of all; a site that is also patched counts
+        twice.
 
     Raises
     ------
-    ConfigError, TaskError: see `check`.
+    ConfigError, TaskError
+        See `check`.
     """
     grids = check(experiment, settings)
     n_sites = len(settings.directions) * sum(map(len, grids))
@@ -211,7 +220,8 @@ class Agreement:
 
     Attributes
     ----------
-    unsigned: the estimates have no sign (GradDrop), so they stand beside the mean over pairs of the effect's size.
+    unsigned : bool
+        Whether the estimates have no sign (GradDrop); they are then compared with the mean size of the real effect.
     """
 
     estimated: SiteMap

@@ -37,7 +37,13 @@ Progress = Callable[[int, int], None]  # sites (or paths) done, and in all
 
 
 def check_ablation(experiment: Experiment) -> None:
-    """ConfigError for an ablation other than `corrupted`."""
+    """Refuse an ablation other than `corrupted`.
+
+    Raises
+    ------
+    ConfigError
+        Another ablation.
+    """
     if experiment.ablation.name != "corrupted":
         raise ConfigError(
             f"ablation={experiment.ablation.name} does not fit job=patch, which puts values of the corrupted run in:"
@@ -46,7 +52,13 @@ def check_ablation(experiment: Experiment) -> None:
 
 
 def check_scale(experiment: Experiment) -> None:
-    """TaskError where the metric is the same on clean and corrupted prompts, so that there is nothing to recover."""
+    """Refuse a metric that is the same on clean and corrupted prompts, so that there is nothing to recover.
+
+    Raises
+    ------
+    TaskError
+        The metric is the same.
+    """
     clean, corrupted = (float((values * experiment.readouts.weight).sum()) for values in ends(experiment))
     if alike(clean, corrupted):
         raise TaskError(
@@ -61,7 +73,7 @@ def runs_of(block: Experiment) -> dict[str, ResumedRun]:
 
 
 def base_and_source(direction: str) -> tuple[str, str]:
-    """Of a direction, which run is patched and which gives the values."""
+    """Return which run is patched in a direction, and which run gives the values."""
     return ("clean", "corrupted") if direction == "noise" else ("corrupted", "clean")
 
 

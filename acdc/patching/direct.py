@@ -71,8 +71,10 @@ class Shares:
 
     Attributes
     ----------
-    parts: what writes, in the order of the residual stream. clean, corrupted: the share of each in its run's logit
-    difference, `part pair`; their sums over the parts are `acdc.patching.direct.Direct`'s.
+    parts : tuple of Part
+        The parts, in the order in which they write to the residual stream.
+    clean, corrupted : torch.Tensor
+        The share of each part in the logit difference of the run, `part pair`. The shares of all parts sum to it.
     """
 
     by: str
@@ -88,7 +90,16 @@ class Shares:
 
 @dataclass(frozen=True)
 class Direct(Result):
-    """The result. `clean`, `corrupted`: the metric of each pair, `pair`."""
+    """The result of direct logit attribution.
+
+    Attributes
+    ----------
+    shares : tuple of Shares
+        One for each way to take the logit difference apart.
+    metric : str
+    clean, corrupted : torch.Tensor
+        The metric of each pair in the two runs, `pair`.
+    """
 
     shares: tuple[Shares, ...]
     metric: str
@@ -159,8 +170,8 @@ def check(experiment: Experiment, settings: Settings) -> None:
 
     Raises
     ------
-    ConfigError: a metric that is not linear in the logits; an ablation other than `corrupted`; neurons where there are
-    no MLPs.
+    ConfigError
+        A metric that is not linear in the logits; an ablation other than `corrupted`; neurons where there are no MLPs.
     """
     base.check_ablation(experiment)
     if experiment.metric_name != "logit_diff":
@@ -179,11 +190,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many sums are done, and of how many: one for each run and way.
+    progress : callable or None
+        Called with the number of sums that are done, and with the number of all: one for each run and way.
 
     Raises
     ------
-    ConfigError: see `check`.
+    ConfigError
+        See `check`.
     """
     check(experiment, settings)
     found: dict[str, list[Tensor]] = {way: [] for way in settings.ways}

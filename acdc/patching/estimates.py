@@ -25,8 +25,9 @@ def check(experiment: Experiment, settings: SiteSettings, grad_drop: bool = Fals
 
     Raises
     ------
-    ConfigError, TaskError: see `acdc.patching.sites.check_sites`; a metric that has no gradient on the clean run;
-    GradDrop in a model of one layer.
+    ConfigError, TaskError
+        See `acdc.patching.sites.check_sites`; a metric that has no gradient on the clean run; GradDrop in a model of
+        one layer.
     """
     grids = check_sites(experiment, settings)
     if experiment.measured.compares_with_model and "noise" in settings.directions:
@@ -53,10 +54,14 @@ def estimate(
 
     Parameters
     ----------
-    qk_fix: the attention pattern is computed anew with the patched queries or keys; only what follows is linear.
-    grad_drop: the mean of the estimate's size over layers whose output is held fixed. Such a map has no sign: every
-        estimate is one of what is lost (noising) or recovered (denoising).
-    progress: is told how many sites are done, and of how many.
+    qk_fix : bool
+        Whether the attention pattern is computed anew with the patched queries or keys, so that only what follows is
+        linear.
+    grad_drop : bool
+        Whether estimates are mean sizes over layers whose output is held fixed. They have no sign: each says how much
+        is lost (noising) or recovered (denoising).
+    progress : callable or None
+        Called with the number of sites that are done, and with the number of all.
     """
     grids = check(experiment, settings, grad_drop)
     total, done = len(settings.directions) * sum(map(len, grids)), 0.0
@@ -110,7 +115,8 @@ class _Effects:
 
     Parameters
     ----------
-    places: `place row pos`, True where a place is.
+    places : torch.Tensor
+        `place row pos`, True where a place is.
     """
 
     @torch.no_grad()

@@ -104,8 +104,11 @@ def check(experiment: Experiment, settings: Settings) -> list[Path]:
 
     Raises
     ------
-    ConfigError: a node, port or position that model or pairs do not have, a path that does not exist, an ablation
-    other than `corrupted`. TaskError: the metric is the same on clean and corrupted prompts.
+    ConfigError
+        A node, port or position that model or pairs do not have, a path that does not exist, an ablation other than
+        `corrupted`.
+    TaskError
+        The metric is the same on clean and corrupted prompts.
     """
     check_ablation(experiment)
     graph = experiment.graph
@@ -124,11 +127,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many paths are done, and how many there are as far as is known.
+    progress : callable or None
+        Called with the number of paths that are done, and with the number of all that are known so far.
 
     Raises
     ------
-    ConfigError, TaskError: see `check`.
+    ConfigError, TaskError
+        See `check`.
     """
     paths = check(experiment, settings)
     sweep = _Sweep(experiment, settings, progress, len(settings.directions) * len(paths))

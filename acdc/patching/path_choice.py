@@ -42,13 +42,17 @@ def paths_of(graph: Graph, senders: Names, receivers: Names, sweep: str = "both"
 
     Parameters
     ----------
-    senders: nodes, `heads`, `mlps`; None is all nodes. receivers: ports, heads (q, k and v together), MLPs, `logits`,
-        `heads`, `mlps`; None is all ports.
-    sweep: which of the two are taken one at a time; the others go together.
+    senders : Names
+        Nodes, `heads`, `mlps`; None is all nodes.
+    receivers : Names
+        Ports, heads (q, k and v together), MLPs, `logits`, `heads`, `mlps`; None is all ports.
+    sweep : str
+        Which of the two are taken one at a time; the others go together.
 
     Raises
     ------
-    ConfigError: a name that the model does not have or that has no path, or receivers that would have no effect.
+    ConfigError
+        A name that the model does not have or that has no path, or receivers that would have no effect.
     """
     sending, receiving = _senders(graph, senders, "senders"), _receivers(graph, receivers)
     every = [Path(s, r) for r in receiving for s in sending if Path(s, r).exists(graph)]
@@ -85,7 +89,8 @@ def through_nodes(graph: Graph, names: list[str] | str) -> frozenset[str]:
 
     Raises
     ------
-    ConfigError: a name that the model does not have, or an input.
+    ConfigError
+        A name that the model does not have, or an input.
     """
     if names in ("none", ["none"], []):
         return frozenset()

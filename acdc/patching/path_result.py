@@ -23,10 +23,14 @@ class PathMap(Measured):
 
     Attributes
     ----------
-    values: the metric of each pair along each path, `path pair`, in the metric's own direction.
-    clean, corrupted: the same for the two runs, `pair`.
-    level: of a search backward, counted from 1; 0 where there is none. followed: the senders whose own feeders are
-    the next level, the strongest first.
+    values : torch.Tensor
+        The metric of each pair along each path, `path pair`, in the metric's own direction.
+    clean, corrupted : torch.Tensor
+        The metric of each pair in the two runs, `pair`.
+    level : int
+        The level of a search backward, counted from 1; 0 where there is no such search.
+    followed : tuple of str
+        The senders whose own feeders are the next level, the strongest first.
     """
 
     direction: str
@@ -61,9 +65,18 @@ class PatchedPaths(Result):
 
     Attributes
     ----------
-    maps: one a direction, or one a direction and level. through: what was allowed to respond, as it was given.
-    place: where the senders were changed. root: the node that levels start from, empty where there are none.
-    limit: of |effect|, below which no sender is followed. graph: of the model.
+    maps : tuple of PathMap
+        One for each direction, or for each direction and level.
+    through : str
+        What was allowed to respond, as it was given.
+    place : Place
+        Where the senders were changed.
+    root : str
+        The node that levels start from, empty where there are none.
+    limit : float
+        A sender with a smaller |effect| is not followed.
+    graph : Graph
+        The model's graph.
     """
 
     maps: tuple[PathMap, ...]

@@ -25,9 +25,16 @@ class PathRun:
 
     Parameters
     ----------
-    base: the run that is patched. source: the run whose values the senders give.
-    through: the nodes that may respond. place: `row pos`, True where the senders are changed.
-    memory: what temporary tensors may take, in bytes.
+    base : ResumedRun
+        The run that is patched.
+    source : ResumedRun
+        The run whose values the senders give.
+    through : frozenset of str
+        The nodes that may respond.
+    place : torch.Tensor
+        `row pos`, True where the senders are changed.
+    memory : int
+        What temporary tensors may take, in bytes.
 
     A stage is a place of the stream that ports read: 2·layer for q, k and v, and where attention and MLP work in
     parallel the MLP; 2·layer + 1 for an MLP behind attention; 2·layers for the logits.

@@ -33,8 +33,12 @@ class Place:
 
     Attributes
     ----------
-    name: an index, a label, or a span `start:end`; empty for whole prompts. label: what the reader sees on an axis, an
-        index with its token or label. tokens: for each pair, the positions.
+    name : str
+        An index, a label, or a span `start:end`; empty for whole prompts.
+    label : str
+        What the reader sees on an axis, an index with its token or label.
+    tokens : tuple of frozenset of int
+        The positions in each pair.
     """
 
     name: str
@@ -54,12 +58,15 @@ def places(experiment: Experiment, chosen: Chosen, apart: bool) -> tuple[Place, 
 
     Parameters
     ----------
-    chosen: indices (from the end if negative), labels and spans `start:end`; None is all positions.
-    apart: each by itself; else all of them together, as one place.
+    chosen : Chosen
+        Indices (from the end if negative), labels and spans `start:end`; None is all positions.
+    apart : bool
+        Whether each position is a place of its own; otherwise all of them together are one place.
 
     Raises
     ------
-    ConfigError: a position that some pair does not have, an index or span where pairs differ in length.
+    ConfigError
+        A position that some pair does not have, an index or span where pairs differ in length.
     """
     pairs = experiment.pairs
     if chosen == []:
@@ -84,11 +91,13 @@ def subject(experiment: Experiment, chosen: int | str | None) -> Place:
 
     Parameters
     ----------
-    chosen: an index, a label or a span `start:end`; None is what the pairs call their subject.
+    chosen : int or str or None
+        An index, a label or a span `start:end`; None is what the pairs call their subject.
 
     Raises
     ------
-    ConfigError: pairs without a subject; a label that some pair does not have, an index or span that does not fit.
+    ConfigError
+        Pairs without a subject; a label that some pair does not have, an index or span that does not fit.
     """
     pairs = experiment.pairs
     if chosen is not None:
@@ -171,11 +180,13 @@ def traced_places(experiment: Experiment, subject: Place, by: str) -> tuple[Plac
 
     Parameters
     ----------
-    by: `role`; or `position`, every token by its index.
+    by : str
+        `role`; or `position`, every token by its index.
 
     Raises
     ------
-    ConfigError: `position` with pairs of different lengths.
+    ConfigError
+        `position` with pairs of different lengths.
     """
     if by == "role":
         return _roles(experiment, subject)

@@ -36,7 +36,8 @@ class NamedSites:
 
         Raises
         ------
-        ConfigError: a name that no chosen site has, or one given twice; `key` is the option.
+        ConfigError
+            A name that no chosen site has, or one given twice; `key` is the option.
         """
         texts = [str(name) for name in names]
         if unknown := [text for text in texts if text not in self.by_name]:
@@ -61,7 +62,8 @@ class NamedSites:
 
         Raises
         ------
-        ConfigError: a file that cannot be read, or has none of the sites.
+        ConfigError
+            A file that cannot be read, or has none of the sites.
         """
         try:
             with Path(path).open(newline="", encoding="utf-8") as file:

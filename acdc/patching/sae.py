@@ -100,8 +100,12 @@ def check(experiment: Experiment, settings: Settings) -> tuple[SparseAutoencoder
 
     Raises
     ------
-    ModelError: no such autoencoder, or one of another model. ConfigError: a feature or position that is not there, an
-    ablation other than `corrupted`. TaskError: the metric is the same on clean and corrupted prompts.
+    ModelError
+        No such autoencoder, or one of another model.
+    ConfigError
+        A feature or position that is not there, an ablation other than `corrupted`.
+    TaskError
+        The metric is the same on clean and corrupted prompts.
     """
     check_ablation(experiment)
     sae, model = load_sae(settings.sae, settings.path), experiment.model
@@ -138,11 +142,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many features (at their places, in their directions) are done, and of how many.
+    progress : callable or None
+        Called with the number of features (at their places, in their directions) that are done, and of all.
 
     Raises
     ------
-    ConfigError, ModelError, TaskError: see `check`; no feature is active.
+    ConfigError, ModelError, TaskError
+        See `check`; no feature is active.
     """
     sae, where = check(experiment, settings)
     sae = sae.to(experiment.model.device, experiment.model.dtype)

@@ -49,15 +49,27 @@ class Reconstruction:
 
     Attributes
     ----------
-    tokens: of the clean and corrupted prompts, together. features: how many it has.
-    active: its features that are active on any of the tokens, by number. l0: how many are active at one, on average.
-    explained: share of the activations' variance over the tokens that the reconstruction has; `explained_later` without
-        each prompt's first token, whose activation is far larger than all others in many models (None: there are no
-        others).
-    metric: of the clean run in which the reconstruction stands for the activation at every token. recovered: the same
-        on the scale of recovery, where 1 is the clean run and 0 the corrupted one.
-    loss: what `losses` are: `nll`, of the answers, or without answers `kl_div`. losses: of the clean run; with the
-        reconstruction in the activation's place; with zero there.
+    tokens : int
+        The number of tokens of the clean and corrupted prompts together.
+    features : int
+        The number of the autoencoder's features.
+    active : torch.Tensor
+        The numbers of the features that are active on any of the tokens.
+    l0 : float
+        The mean number of features that are active at a token.
+    explained : float
+        The share of the activations' variance over the tokens that the reconstruction has.
+    explained_later : float or None
+        The same without each prompt's first token, whose activation is far larger than all others in many models; None
+        where there are no other tokens.
+    metric : float
+        The metric of the clean run with the reconstruction in the activation's place at every token.
+    recovered : float
+        That metric on the scale of recovery: 1 is the clean run, 0 the corrupted one.
+    loss : str
+        What `losses` are: `nll`, of the answers, or without answers `kl_div`.
+    losses : tuple
+        The loss of the clean run, with the reconstruction in the activation's place, and with zero there.
     """
 
     tokens: int

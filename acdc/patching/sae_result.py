@@ -25,8 +25,18 @@ class Example:
 
     Attributes
     ----------
-    token: its text. before: that of the few tokens before it. label: the task's name of the position, or empty.
-    run: `clean` or `corrupted`. pair, position: where it is. activation: the feature's, there.
+    token : str
+        The token's text.
+    before : str
+        The text of a few tokens before it.
+    label : str
+        The task's name of the position, or empty.
+    run : str
+        `clean` or `corrupted`.
+    pair, position : int
+        The number of the pair, and the token's position in it.
+    activation : float
+        How active the feature is there.
     """
 
     token: str
@@ -47,13 +57,19 @@ class PatchedFeatures(Result):
 
     Attributes
     ----------
-    reconstruction: the check that comes first.
-    maps: of each direction; the units of a map's grid are features' numbers.
-    attributions: of each map, gradient times change, on the scale of its importance: `feature place`; NaN where the
-        gradient is nil by definition.
-    examples: for each feature the tokens on which it is most active, no token's text twice.
-    subset: the name of the choice of features and positions, empty if all were patched.
-    warnings: what the reader should be warned of.
+    reconstruction : Reconstruction
+        The check that comes first.
+    maps : tuple of SiteMap
+        One for each direction; the units of a map's grid are the features' numbers.
+    attributions : tuple of torch.Tensor
+        Gradient times change for each map, on the scale of its importance, `feature place`; NaN where the gradient is
+        zero by definition.
+    examples : dict of int to list of Example
+        For each feature the tokens on which it is most active, no token's text twice.
+    subset : str
+        The name of the choice of features and positions, empty if all were patched.
+    warnings : tuple of str
+        What the reader should be warned of.
     """
 
     sae: SparseAutoencoder

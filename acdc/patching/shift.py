@@ -33,11 +33,15 @@ class Shift:
 
     Attributes
     ----------
-    distance: Mahalanobis distance of the values put in, in units of the mean leave-one-out distance of the clean ones:
-        1 is what a clean value has.
-    norm_ratio: norm of the values put in, over that of the clean ones. norm_z: their difference, over the clean norms'
-        standard deviation.
-    shifted: whether the distance is beyond the limit or the norm outside the range of the clean norms.
+    distance : torch.Tensor
+        Mahalanobis distance of the values put in, in units of the mean leave-one-out distance of the clean ones: 1 is
+        what a clean value has.
+    norm_ratio : torch.Tensor
+        The norm of the values put in, over that of the clean ones.
+    norm_z : torch.Tensor
+        The difference of these norms, over the standard deviation of the clean ones.
+    shifted : torch.Tensor
+        Whether the distance is beyond the limit or the norm outside the range of the clean norms.
     """
 
     distance: Tensor
@@ -56,11 +60,13 @@ class CleanRange:
 
     Parameters
     ----------
-    samples: `unit sample d`, in float64.
+    samples : torch.Tensor
+        The clean values, `unit sample d`, in float64.
 
     Attributes
     ----------
-    leave_one_out: of each sample, its distance from the other ones, `unit sample`; the shrinkage stays that of all.
+    leave_one_out : torch.Tensor
+        The distance of each sample from the others, `unit sample`; the shrinkage is that of all samples.
     """
 
     def __init__(self, samples: Tensor) -> None:
@@ -114,9 +120,12 @@ def measure(
 
     Parameters
     ----------
-    put: gives, for a kind and layer, the values that are put in, each as `acdc.patching.values.site_value` has it.
-    memory: bytes of temporary tensors.
-    limit: the distance beyond which a site is shifted; None is the 99 % quantile of the clean values' own.
+    put : callable
+        Gives, for a kind and layer, the values that are put in, each as `acdc.patching.values.site_value` has it.
+    memory : int
+        Bytes of temporary tensors.
+    limit : float or None
+        The distance beyond which a site is shifted; None is the 99 % quantile of the clean values' own.
     """
     clean_value, source = RunValues(experiment, "clean", memory), experiment.batch.source
     first = torch.tensor([row == 0 or source[row - 1] != pair for row, pair in enumerate(source)])  # of each pair

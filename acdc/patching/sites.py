@@ -123,7 +123,8 @@ class Choice:
 
         Raises
         ------
-        ConfigError: a kind, layer, head, neuron or position that the model or the pairs do not have.
+        ConfigError
+            A kind, layer, head, neuron or position that the model or the pairs do not have.
         """
         kinds = list(dict.fromkeys(_list(self.site) or []))
         if not kinds:
@@ -204,8 +205,10 @@ def check_sites(experiment: Experiment, settings: SiteSettings) -> list[Grid]:
 
     Raises
     ------
-    ConfigError: see `Choice.grids`; an ablation other than `corrupted`. TaskError: the metric is the same on clean and
-    corrupted prompts, so that there is nothing to recover.
+    ConfigError
+        See `Choice.grids`; an ablation other than `corrupted`.
+    TaskError
+        The metric is the same on clean and corrupted prompts, so that there is nothing to recover.
     """
     check_ablation(experiment)
     grids = settings.choice.grids(experiment)

@@ -86,7 +86,8 @@ class Settings(PatchOptions):
 
         Raises
         ------
-        ConfigError: MLPs that it does not have.
+        ConfigError
+            MLPs that it does not have.
         """
         has_mlps = experiment.model.layers[0].mlp is not None
         if self.site is None:
@@ -104,9 +105,21 @@ class Settings(PatchOptions):
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be traced. `experiment`: one row a pair. `subject`: the noised tokens. `places`: what is told apart.
+    """What would be traced.
 
-    `scale`: the noise's standard deviation. `normal`: see `standard_noise`.
+    Attributes
+    ----------
+    experiment : Experiment
+        It has one row for each pair.
+    sites : tuple of str
+    subject : Place
+        The tokens that get noise.
+    places : tuple of Place
+        The places that are told apart.
+    scale : float
+        The noise's standard deviation.
+    normal : sequence of torch.Tensor
+        See `standard_noise`.
     """
 
     experiment: Experiment
@@ -122,8 +135,10 @@ def check(experiment: Experiment, settings: Settings) -> Plan:
 
     Raises
     ------
-    ConfigError: an ablation; pairs without a subject; a subject, site or way that does not fit. TaskError: noise on the
-    subject does not change the metric, so that there is nothing to restore.
+    ConfigError
+        An ablation; pairs without a subject; a subject, site or way that does not fit.
+    TaskError
+        Noise on the subject does not change the metric, so that there is nothing to restore.
     """
     if experiment.ablation != Corrupted():
         raise ConfigError(
@@ -154,11 +169,13 @@ def patch(experiment: Experiment, settings: Settings, progress: Progress | None 
 
     Parameters
     ----------
-    progress: is told how many states (token × layer × site × draw) are done, and of how many.
+    progress : callable or None
+        Called with the number of states (token × layer × site × draw) that are done, and with the number of all.
 
     Raises
     ------
-    ConfigError, TaskError: see `check`.
+    ConfigError, TaskError
+        See `check`.
     """
     plan = check(experiment, settings)
     experiment, model = plan.experiment, experiment.model
@@ -238,7 +255,10 @@ class Restoring:
 
         Parameters
         ----------
-        layers: where `site` is restored, together. where: `variant row pos`, True at the tokens restored.
+        layers : range
+            The layers in which `site` is restored together.
+        where : torch.Tensor
+            True at the tokens that are restored, `variant row pos`.
         """
         joint = JointRun(self.noised)
         run = self.noised if len(layers) == 1 else joint

@@ -22,8 +22,11 @@ class TraceMap:
 
     Attributes
     ----------
-    window: how many layers are restored together. values: the metric of each pair with a state restored, the mean over
-    the draws, `layer pos pair`, NaN where a pair has no such token.
+    window : int
+        How many layers are restored together.
+    values : torch.Tensor
+        The metric of each pair with a state restored, the mean over the draws, `layer pos pair`, NaN where a pair has
+        no such token.
     """
 
     site: str
@@ -37,9 +40,20 @@ class Effects:
 
     Attributes
     ----------
-    indirect: restored − noised, positive where restoring helps. std: over the pairs (n − 1 in the denominator, NaN of a
-    single pair). se: std / √n. recovery: (restored − noised) / (clean − noised) of the mean metric. metric: the mean
-    metric restored. n: pairs, `place`. total: clean − noised of the same pairs, `place`, positive where noise harms.
+    indirect : torch.Tensor
+        The metric restored − noised, positive where restoring helps.
+    std : torch.Tensor
+        The standard deviation over the pairs (n − 1 in the denominator); NaN of a single pair.
+    se : torch.Tensor
+        The standard error, std / √n.
+    recovery : torch.Tensor
+        (restored − noised) / (clean − noised) of the mean metric.
+    metric : torch.Tensor
+        The mean metric with the state restored.
+    n : torch.Tensor
+        The number of pairs, `place`.
+    total : torch.Tensor
+        The metric clean − noised of the same pairs, `place`, positive where noise harms.
     """
 
     indirect: Tensor
@@ -57,9 +71,18 @@ class Traced(Result):
 
     Attributes
     ----------
-    subject: the noised tokens. larger_is_better: of the metric; effects are positive where restoring helps.
-    clean: the metric of each pair, `pair`. noised: the same under each draw of the noise, `draw pair`.
-    noise_std: the standard deviation of the noise. by: how places are told apart.
+    subject : Place
+        The noised tokens.
+    larger_is_better : bool
+        The metric's direction; effects are positive where restoring helps either way.
+    clean : torch.Tensor
+        The metric of each pair, `pair`.
+    noised : torch.Tensor
+        The metric under each draw of the noise, `draw pair`.
+    noise_std : float
+        The standard deviation of the noise.
+    by : str
+        How places are told apart.
     """
 
     maps: tuple[TraceMap, ...]

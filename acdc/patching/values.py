@@ -20,7 +20,10 @@ def site_value(run: ResumedRun, kind: str, layer: int, rotated: bool = True) -> 
 
     Parameters
     ----------
-    kind: one of `acdc.patching.sites.KINDS`. rotated: queries and keys with their rotary positions.
+    kind : str
+        One of `acdc.patching.sites.KINDS`.
+    rotated : bool
+        Whether queries and keys have their rotary positions.
     """
     parts = run.model.layers[layer]
     if kind in ("resid_pre", "resid_post"):
@@ -48,8 +51,11 @@ class RunValues:
 
     Parameters
     ----------
-    name: of the run, `clean` or `corrupted`. memory: bytes of temporary tensors: where the stored run does not fit, it
-        is made anew for every value, block by block of its rows.
+    name : str
+        The run, `clean` or `corrupted`.
+    memory : int
+        Bytes of temporary tensors. Where the stored run does not fit, it is made anew for every value, block by block
+        of its rows.
     """
 
     def __init__(self, experiment: Experiment, name: str, memory: int) -> None:
@@ -72,8 +78,11 @@ class SiteChanges:
 
     Parameters
     ----------
-    base: the run that is patched. source: the run whose values are put in, or the layer's values themselves, as
-        `acdc.patching.values.site_value` has them.
+    base : ResumedRun
+        The run that is patched.
+    source : ResumedRun or torch.Tensor
+        The run whose values are put in, or the layer's values themselves, as `acdc.patching.values.site_value` has
+        them.
     """
 
     @torch.no_grad()
@@ -101,8 +110,10 @@ class SiteChanges:
 
         Parameters
         ----------
-        units: the head or neuron of each, `variant`; None is all of the layer together. places: `variant row pos`,
-            True where it is patched.
+        units : torch.Tensor or None
+            The head or neuron of each, `variant`; None is all of the layer together.
+        places : torch.Tensor
+            `variant row pos`, True where it is patched.
         """
         if self.kind.units == "":
             return self.difference * places[..., None]
