@@ -113,7 +113,7 @@ def test_one_pair_has_no_standard_error(case: Case, here: Path) -> None:
     [
         ("task.path=none.jsonl", "names none, so set patch.subject: give indices from 0 to 3"),
         ("patch.subject=thing", "patch.subject=thing is not a position"),
-        ("patch.noise=0", "patch.noise=0 is not allowed: give a finite number above 0"),
+        ("patch.noise=0", "patch.noise=0.0 is not allowed: give more than 0"),
         ("patch.draws=0", "patch.draws=0 is not allowed: give 1 or more"),
         ("patch.site=q", "choose from resid_post, mlp_out, attn_out"),
         ("patch.direction=noise", "patch.direction does not exist; patch has name, site, by, subject"),

@@ -257,7 +257,7 @@ def test_progress_comes_to_its_end() -> None:
         ({"site": []}, "patch.site is empty"),
         ({"by": "token"}, "patch.by=token is not known: choose one of auto, position, head"),
         ({"site": "mlp_out", "by": "head"}, "patch.by=head does not fit patch.site=mlp_out: choose auto or position"),
-        ({"direction": "up"}, "patch.direction=up is not known: choose noise, denoise or both"),
+        ({"direction": "up"}, "patch.direction=up is not known: choose one of noise, denoise, both"),
         ({"layers": [0, 2]}, "patch.layers=2 is not there: give numbers from 0 to 1"),
         ({"heads": []}, "patch.heads=[] is not there"),
         ({"heads": 0, "site": "attn_out"}, "patch.heads has no effect with patch.site=attn_out"),

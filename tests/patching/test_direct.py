@@ -92,7 +92,7 @@ def shares(one: Shares, kind: str) -> int:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"by": "token"}, "patch.by=token is not known: choose from layer, sublayer, head, neuron"),
+        ({"by": "token"}, "patch.by=token is not known: choose one of layer, sublayer, head, neuron"),
         ({"by": []}, "patch.by is empty: choose from layer"),
         ({"site": "q"}, "patch=direct has no option site: choose from name, by"),
     ],

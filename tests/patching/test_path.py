@@ -363,7 +363,7 @@ def test_sweeps_take_one_at_a_time() -> None:
         ({"sweep": "senders", "receivers": None}, "patch.sweep=senders takes the logits together"),
         ({"through": "neurons"}, "patch.through=neurons is not in this model: give none, heads, mlps, a0.h0 to"),
         ({"through": ["m0", "input"]}, "patch.through=input has nothing before it"),
-        ({"direction": "up"}, "patch.direction=up is not known: choose noise, denoise or both"),
+        ({"direction": "up"}, "patch.direction=up is not known: choose one of noise, denoise, both"),
         ({"positions": 5}, "patch.positions=5 lies outside the prompts of 5 tokens"),
         ({"from_": "input"}, "patch.from=input is nothing that receives: give logits or a0.h0 to a1.h1 (or"),
         ({"from_": "logits", "receivers": "m1"}, "patch.receivers has no effect with patch.from"),

@@ -324,7 +324,7 @@ def test_progress_comes_to_its_end() -> None:
     ("options", "said"),
     [
         ({"value": "noise"}, "patch.value=noise is not known: choose one of zero, mean"),
-        ({"over": "both"}, "patch.over=both is not known: choose one of clean, corrupted"),
+        ({"over": "both"}, "patch.over=both is not known: choose clean or corrupted"),
         ({"by": "token"}, "patch.by=token is not known"),
         ({"value": "zero", "over": "clean"}, "patch.over=clean has no effect with patch.value=zero"),
         ({"draws": 3}, "patch.draws=3 has no effect with patch.value=mean"),
