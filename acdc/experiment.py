@@ -171,13 +171,13 @@ class Experiment:
 
         Weights stay as they are, so that losses over all parts of an experiment add up to its own.
         """
-        chosen = (self.readouts.pair >= start) & (self.readouts.pair < stop)
+        chosen = (self.readouts.row >= start) & (self.readouts.row < stop)
         r = self.readouts
         return dataclasses.replace(
             self,
             batch=self.batch.rows(start, stop),
             readouts=Readouts(
-                r.pair[chosen] - start, r.position[chosen], r.weight[chosen], r.answers[chosen], r.wrong_answers[chosen]
+                r.row[chosen] - start, r.position[chosen], r.weight[chosen], r.answers[chosen], r.wrong_answers[chosen]
             ),
             runs=self._runs.rows(start, stop),
         )
@@ -244,7 +244,7 @@ class Experiment:
 
     def read(self, stream: Tensor) -> Tensor:
         """A residual stream at the readouts: `... row pos d` → `... readout d`."""
-        return stream[..., self.readouts.pair, self.readouts.position, :]
+        return stream[..., self.readouts.row, self.readouts.position, :]
 
     @undisturbed
     def mean_by_pair(self, values: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ class Experiment:
 
         The mean over pairs is the value over all of them.
         """
-        source = torch.tensor(self.batch.source, device=values.device)[self.readouts.pair]
+        source = torch.tensor(self.batch.source, device=values.device)[self.readouts.row]
         weights = self.readouts.weight
         zero = weights.new_zeros(len(self.pairs))
         totals = zero.expand(*values.shape[:-1], -1).index_add(-1, source, values.double() * weights)
@@ -320,7 +320,7 @@ def _tensors(pairs: Sequence[TokenizedPair], draws: int) -> tuple[Batch, Readout
             source=tuple(i for i, _, _ in rows),
         ),
         Readouts(
-            pair=torch.tensor(at),
+            row=torch.tensor(at),
             position=torch.tensor(where),
             weight=torch.tensor(weights, dtype=torch.float64),
             answers=_padded(answers, max(map(len, answers)), -1),

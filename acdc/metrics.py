@@ -22,21 +22,21 @@ class Readouts:
 
     Attributes
     ----------
-    pair : the row of the batch, `readout`.
+    row : the row of the batch, `readout`.
     position : the position in it, `readout`.
     weight : `readout`, summing to 1: the mean over pairs of the mean over a pair's positions, partners and draws. In
         float64 whatever the model's precision, for 1/50 in float32 is off by 2e-8.
     answers, wrong_answers : token ids, `readout answer`, padded with -1.
     """
 
-    pair: Tensor
+    row: Tensor
     position: Tensor
     weight: Tensor
     answers: Tensor
     wrong_answers: Tensor
 
     def __len__(self) -> int:
-        return len(self.pair)
+        return len(self.row)
 
     def to(self, device: torch.device | str) -> Readouts:
         return Readouts(*(getattr(self, f.name).to(device) for f in fields(self)))

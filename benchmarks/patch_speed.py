@@ -83,7 +83,7 @@ def hooked_seconds(bridge: Any, experiment: Experiment, patched: Patched, sample
 
                 start = time.perf_counter()
                 logits = bridge.run_with_hooks(tokens[base], fwd_hooks=[(name, put)])
-                read = logits[experiment.readouts.pair, experiment.readouts.position]
+                read = logits[experiment.readouts.row, experiment.readouts.position]
                 value = experiment.metric.value(read[:, experiment.metric.columns])
                 times.append(time.perf_counter() - start)
                 differences.append(abs(float(value) - ours) / gap)

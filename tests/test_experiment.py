@@ -37,7 +37,7 @@ def test_pairs_become_rows() -> None:
     assert one.batch.lengths.tolist() == [3, 3, 5]
     assert one.batch.source == (0, 0, 1)
     read = one.readouts
-    assert read.pair.tolist() == [0, 0, 1, 1, 2]
+    assert read.row.tolist() == [0, 0, 1, 1, 2]
     assert read.position.tolist() == [0, 2, 0, 2, 3]
     assert read.weight.tolist() == pytest.approx([1 / 8] * 4 + [1 / 2])
     assert read.answers.tolist() == [[6, 8], [1, -1], [6, 8], [1, -1], [6, -1]]

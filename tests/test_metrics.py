@@ -49,7 +49,7 @@ def readouts_of(rows: Rows) -> Readouts:
 
     n = len(rows.weights)
     return Readouts(
-        pair=torch.arange(n),
+        row=torch.arange(n),
         position=torch.zeros(n, dtype=torch.long),
         weight=torch.tensor(rows.weights, dtype=torch.float64),
         answers=padded(rows.answers),
@@ -192,7 +192,7 @@ def test_missing_answers(name: str, lacking: str, refused: bool) -> None:
     rows, readouts, full, logits = draw(9)
     changed: dict[str, Any] = {"answers": readouts.answers.clone(), "wrong_answers": readouts.wrong_answers.clone()}
     changed[lacking][0] = -1
-    without = Readouts(readouts.pair, readouts.position, readouts.weight, **changed)
+    without = Readouts(readouts.row, readouts.position, readouts.weight, **changed)
     if refused:
         with pytest.raises(TaskError, match=f"metric={name} needs {lacking}") as caught:
             bind(METRICS.chosen(name), without, full)

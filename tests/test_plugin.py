@@ -128,7 +128,7 @@ def test_the_family_of_the_example(tmp_path: Path) -> None:
     task = experiment(small("gpt2"), random_pairs(6, lengths=(5, 5))).task
     one = Experiment.build(model, task)
     tokens = one.batch.clean
-    torch.testing.assert_close(one.clean_logits, model(tokens).logits[one.readouts.pair, one.readouts.position])
+    torch.testing.assert_close(one.clean_logits, model(tokens).logits[one.readouts.row, one.readouts.position])
     whole = FullEngine(one).losses([EdgeMask.all(one.graph)])
     assert float(whole[0]) == pytest.approx(0.0, abs=1e-6)  # KL to the model itself
 

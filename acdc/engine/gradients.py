@@ -170,7 +170,7 @@ class GradientRun:
         (gradient,) = torch.autograd.grad(loss, x)
         if not bool(gradient.isfinite().all()):
             raise RunError("the gradient of the loss is no number: try model.dtype=float32 or another metric")
-        return torch.zeros_like(self.final).index_put_((readouts.pair, readouts.position), gradient, accumulate=True)
+        return torch.zeros_like(self.final).index_put_((readouts.row, readouts.position), gradient, accumulate=True)
 
     def _through(self, i: int, behind: Sequence[Tensor], at_ports: bool) -> list[LayerGradients]:
         """Gradients behind a layer as gradients in it and before it."""

@@ -69,7 +69,7 @@ class JointRun:
         metric, readouts = self.experiment.metric, self.experiment.readouts
         start = min(_first_position(one.where) for one in replaced.values()) if self.model.causal else 0
         at = readouts.position - start
-        changed = self.run(replaced, start).stream[:, readouts.pair, at.clamp_min(0)]
+        changed = self.run(replaced, start).stream[:, readouts.row, at.clamp_min(0)]
         stream = torch.where((at < 0)[:, None], self.experiment.read(self.base.pre[-1]), changed)
         return metric.values(self.model.unembed(stream, metric.columns))
 

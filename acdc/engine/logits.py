@@ -112,7 +112,7 @@ class LogitLosses:
     def _z(self, head: str) -> Tensor:
         """A head's stored z at the readouts, `readout d_head`."""
         node, readouts = self.state.graph[head], self.state.experiment.readouts
-        return self.state.z[node.layer, node.unit][readouts.pair, readouts.position]
+        return self.state.z[node.layer, node.unit][readouts.row, readouts.position]
 
     def _map(self, heads: tuple[str, ...]) -> list[Tensor]:
         """What these heads' z do to the logits; the latest are kept while there is room, for heads take turns."""

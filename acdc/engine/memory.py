@@ -100,7 +100,7 @@ def units_that_fit(work: Callable[[], object], memory: int) -> int:
 
 def widest_row(experiment: Experiment) -> Experiment:
     """The one row of an experiment that is read at most positions."""
-    row = int(experiment.readouts.pair.bincount().argmax())
+    row = int(experiment.readouts.row.bincount().argmax())
     return experiment.rows(row, row + 1)
 
 

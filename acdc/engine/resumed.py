@@ -44,7 +44,7 @@ class ResumedRun:
         self.q, self.k, self.v = ([layer.project_together(letter, x) for layer, x in layers] for letter in "qkv")
         readouts = experiment.readouts
         self.is_read = torch.zeros_like(experiment.batch.clean, dtype=torch.bool)
-        self.is_read[readouts.pair, readouts.position] = True
+        self.is_read[readouts.row, readouts.position] = True
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +98,7 @@ class ResumedRun:
         for i in range(first, n_layers):
             x = self._layer(i, x, start)
         at = readouts.position - start
-        x = x[:, readouts.pair, at.clamp_min(0)] if first == n_layers else x[:, :, 0]
+        x = x[:, readouts.row, at.clamp_min(0)] if first == n_layers else x[:, :, 0]
         return torch.where((at < 0)[:, None], self.experiment.read(self.pre[-1]), x)
 
     def _through_mlp(self, i: int, change: Tensor, start: int) -> Tensor:
@@ -132,11 +132,11 @@ class ResumedRun:
         )
         mask = self.experiment.attention_mask[:, start:]
         if i == len(self.model.layers) - 1:
-            x = x[:, readouts.pair, (readouts.position - start).clamp_min(0)][:, :, None]
-            k, v = k[:, :, readouts.pair], v[:, :, readouts.pair]
+            x = x[:, readouts.row, (readouts.position - start).clamp_min(0)][:, :, None]
+            k, v = k[:, :, readouts.row], v[:, :, readouts.row]
             positions = readouts.position[:, None]
             mask = self.experiment.attention_mask.expand(len(self.is_read), -1, -1)
-            mask = mask[readouts.pair, readouts.position][:, None]
+            mask = mask[readouts.row, readouts.position][:, None]
         attended = x + layer.write_together(layer.mix(layer.project_together("q", x, positions), k, v, mask))
         if layer.b_O is not None:
             attended = attended + layer.b_O

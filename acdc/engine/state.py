@@ -52,7 +52,7 @@ class ReadPositions:
         readouts, n_rows = experiment.readouts, len(experiment.batch.lengths)
         of_row: list[list[int]] = [[] for _ in range(n_rows)]
         slots = []
-        for row, position in zip(readouts.pair.tolist(), readouts.position.tolist(), strict=True):
+        for row, position in zip(readouts.row.tolist(), readouts.position.tolist(), strict=True):
             if position not in of_row[row]:
                 of_row[row].append(position)
             slots.append(of_row[row].index(position))
@@ -62,7 +62,7 @@ class ReadPositions:
         every_row = torch.arange(n_rows, device=device)[:, None]
         mask = experiment.attention_mask.expand(n_rows, -1, -1)
         slot = torch.tensor(slots, device=device)
-        return cls(positions, readouts.pair, slot, every_row, (mask[every_row, positions], mask))
+        return cls(positions, readouts.row, slot, every_row, (mask[every_row, positions], mask))
 
 
 class CircuitState:

@@ -91,7 +91,7 @@ class _Derivation:
 
     def run(self) -> list[Edge]:
         read = torch.zeros_like(self.experiment.batch.clean, dtype=torch.bool)
-        read[self.experiment.readouts.pair, self.experiment.readouts.position] = True
+        read[self.experiment.readouts.row, self.experiment.readouts.position] = True
         logits = _Port(self.model.W_U, read, self.final)
         self._node({"logits": logits}, lambda x: self.model.unembed(x["logits"]), [_identity(self.model, read)])
         for i in range(len(self.model.layers) - 1, -1, -1):

@@ -61,8 +61,8 @@ def preferences(experiment: Experiment) -> list[Comparison]:
     """
     readouts, batch, model = experiment.readouts, experiment.batch, experiment.model
     draws = experiment.ablation.n_draws  # a partner's rows differ only in what removed edges carry
-    used = (readouts.pair % draws == 0).nonzero()[:, 0]
-    owner = readouts.pair[used] // draws
+    used = (readouts.row % draws == 0).nonzero()[:, 0]
+    owner = readouts.row[used] // draws
     n = len(batch.lengths) // draws
     most_positions = int(torch.bincount(owner, minlength=n).max())
     block = max(1, min(64, BLOCK // (model.W_U.shape[1] * most_positions)))

@@ -136,14 +136,14 @@ class AblationRun:
     def _zeros(self, *shape: int) -> Tensor:
         """For sums at each readout."""
         readouts = self.experiment.readouts
-        return torch.zeros(*shape, len(readouts), dtype=torch.float64, device=readouts.pair.device)
+        return torch.zeros(*shape, len(readouts), dtype=torch.float64, device=readouts.row.device)
 
     def _rows(self) -> Iterator[tuple[Experiment, slice, Tensor]]:
         """Each block, its rows, and which readouts are of them (as indices)."""
         first = 0
         for block in self.blocks:
             rows = slice(first, first + len(block.batch.clean))
-            pair = self.experiment.readouts.pair
+            pair = self.experiment.readouts.row
             yield block, rows, ((pair >= rows.start) & (pair < rows.stop)).nonzero()[:, 0]
             first = rows.stop
 

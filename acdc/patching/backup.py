@@ -155,7 +155,7 @@ def most_direct(experiment: Experiment, sites: Iterable[Site], count: int) -> li
     for site in filter(has_own_effect, sites):
         own, later = _own_and_later(experiment.graph, site)
         if (name := site.place.name) not in read:
-            read[name] = site.place.mask(experiment)[readouts.pair, readouts.position]
+            read[name] = site.place.mask(experiment)[readouts.row, readouts.position]
         if later:
             size[site] = abs(float((effects[list(own)].sum(0) * read[name]).sum()))
     least = NONE_BELOW * float(effects.sum(-1).abs().max())

@@ -122,7 +122,7 @@ def by_pair(experiment: Experiment, values: Tensor) -> Tensor:
         `... pair`, in float64 on the CPU.
     """
     readouts = experiment.readouts
-    pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.pair]
+    pair = torch.tensor(experiment.batch.source, device=values.device)[readouts.row]
     weighted = (values * readouts.weight).double() * len(experiment.pairs)
     out = weighted.new_zeros(*values.shape[:-1], len(experiment.pairs))
     return out.index_add(-1, pair, weighted).cpu()

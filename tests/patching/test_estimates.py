@@ -83,7 +83,7 @@ def slope(one: Experiment, site: Site, direction: str, step: float = 1e-5) -> li
         ends.append(JointRun(base).metric_values({(site.kind, site.layer): Replaced(where, value)})[0])
     found = [0.0] * len(one.pairs)
     slopes = (ends[0] - ends[1]) / (2 * step) * one.readouts.weight * len(one.pairs)
-    for row, value in zip(one.readouts.pair.tolist(), slopes.tolist(), strict=True):
+    for row, value in zip(one.readouts.row.tolist(), slopes.tolist(), strict=True):
         found[one.batch.source[row]] += value
     return found
 
