@@ -275,7 +275,8 @@ def _share_cores(n_workers: int) -> None:
 
 def _swept_together(overrides: list[str], hydra: Any) -> list[str]:
     """The overrides with a sweep over one value for every key of a group that is swept (`method=eap,hisp
-    method.edges=20`): a plain one Hydra would apply to the option that is chosen without the sweep."""
+    method.edges=20`): a plain one Hydra would apply to the option that is chosen without the sweep.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)

@@ -63,7 +63,8 @@ def sweep_overrides(folder: Path) -> list[str]:
 @dataclass(frozen=True)
 class SweepState:
     """How far a sweep is: the folders of runs that are `finished`, that can `go_on` and that another process is
-    `running`; the overrides of those that were `never_started`."""
+    `running`; the overrides of those that were `never_started`.
+    """
 
     finished: list[Path]
     go_on: list[Path]

@@ -158,7 +158,8 @@ def draw_examples(name: str, n_steps: int, seed: int, tokenizer: Tokenizer) -> I
 
 def count_words(vocabulary: dict[str, int], seed: int) -> dict[str, int]:
     """How often each word occurs in the prompts of the first round of training; 0 for one that only answers or
-    corrupted prompts have."""
+    corrupted prompts have.
+    """
     tokenizer = Tokenizer(WordSplitter(vocabulary), len(vocabulary))  # type: ignore[arg-type]
     counts = Counter(
         token

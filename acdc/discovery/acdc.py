@@ -175,7 +175,8 @@ def prune(
 @dataclass
 class _Test:
     """A decision that is not given out yet; `loss`: before it; `remaining`: edges undecided behind it; `gone`: edges of
-    its receiver that had been removed before it."""
+    its receiver that had been removed before it.
+    """
 
     decision: Decision
     loss: float
@@ -362,7 +363,8 @@ class _Pruning:
 
     def _passes(self) -> bool:
         """Compare decisions of the latest receiver with float64, and give out all that is pending; or not, if rounding
-        reaches so far that one of them might have been a near-tie."""
+        reaches so far that one of them might have been a near-tie.
+        """
         here = [test for test in self.pending[self.first :] if test.decision.rounding is None]
         if here and self.settings.tie_tolerance:
             self._compare(here)
@@ -375,7 +377,8 @@ class _Pruning:
 
     def _compare(self, tests: list[_Test]) -> None:
         """Compare two tests with float64: the one nearest to the threshold, and the first before it that removed its
-        edge, which then costs little."""
+        edge, which then costs little.
+        """
         nearest = min(tests, key=lambda test: abs(test.decision.effect - self.threshold))
         before_it = tests[: tests.index(nearest)]
         chosen = [*[test for test in before_it if not test.decision.kept][:1], nearest]

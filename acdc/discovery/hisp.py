@@ -26,7 +26,8 @@ from acdc.graph import Graph
 @dataclass(frozen=True)
 class HISP(BlockMethod):
     """HISP (Michel et al. 2019): importance of heads and MLPs, |activation · gradient|; an edge has its weaker"
-    " end's."""
+    " end's.
+    """
 
     meaning: ClassVar[str] = (
         "the smaller importance of its two ends, |activation · gradient of the loss| as a share of the layer's norm;"

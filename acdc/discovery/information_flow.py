@@ -41,7 +41,8 @@ class InformationFlow(BlockMethod):
 
     def check(self, experiment: Experiment) -> None:
         """ConfigError where more edges are asked for than there are, or position embeddings are a sender of"
-        " their own."""
+        " their own.
+        """
         super().check(experiment)
         if experiment.graph.config.split_embedding and not self.position_embedding:
             raise ConfigError(

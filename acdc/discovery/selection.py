@@ -123,7 +123,8 @@ def ranked(graph: Graph, scores: Mapping[Edge, float], settings: SelectionOption
 
 def least_with_path(graph: Graph, order: Sequence[Edge]) -> int:
     """How many edges, from the first on, it takes until a path leads from the input to the logits: of all paths the
-    least place of their last edge. All of them where there is none."""
+    least place of their last edge. All of them where there is none.
+    """
     place = {edge: i for i, edge in enumerate(order, 1)}
     needed = dict.fromkeys(graph.inputs, 0)
     for edge in reversed(list(graph)):  # receivers from the input on

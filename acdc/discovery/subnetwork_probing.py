@@ -36,7 +36,8 @@ _OPEN_AT_FIRST = 0.9  # as in the original's code
 @dataclass(frozen=True)
 class SubnetworkProbing(TrainedMethod):
     """Subnetwork probing (Cao et al. 2021): hard-concrete gates on heads' q, k, v and on MLPs, at a price for"
-    " open ones."""
+    " open ones.
+    """
 
     to_keep_more: ClassVar[str] = "give a lower method.price"
 

@@ -24,7 +24,8 @@ from acdc.model.forward import Site, forward, streams
 @dataclass(frozen=True)
 class Needed:
     """What an evaluation has to compute: layers before `first_layer` have all their edges, so they are clean; of the
-    others only the heads and MLPs that feed something that is read."""
+    others only the heads and MLPs that feed something that is read.
+    """
 
     first_layer: int
     heads: list[Int[Tensor, " _"]]

@@ -96,7 +96,8 @@ class IncrementalPruning:
 
     def _worth(self, receiver: Receiver) -> int:
         """How many variants are worth evaluating at once: blocks under 16 MB are reused by the allocator rather than
-        given back to the system and faulted in again, which costs more than the arithmetic on them."""
+        given back to the system and faulted in again, which costs more than the arithmetic on them.
+        """
         state = self.state
         one = state.at(state.bases[2], receiver.level)
         per_variant = one.numel()

@@ -81,7 +81,6 @@ class JointRun:
         An attention or MLP output is what its heads or neurons write, with the MLP's output bias and without the
         attention's, which belongs to the residual stream.
         """
-
         first = min(layer for _, layer in replaced)
         n_variants = max(len(one.where) for one in replaced.values())
         values: dict[str, dict[int, Tensor]] = {"head_output": {}, "mlp_out": {}}

@@ -18,7 +18,8 @@ class Removals(Protocol):
 
     def losses(self, edges: list[Edge], gone: list[bool], wanted: list[bool] | None = None) -> list[float]:
         """The loss without each edge, where of those before it in the list the ones that `gone` says are out too; only
-        for the edges that `wanted` says, None for all."""
+        for the edges that `wanted` says, None for all.
+        """
 
 
 class Lookahead:

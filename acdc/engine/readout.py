@@ -161,7 +161,8 @@ class Readout:
         self, rows: Tensor, tiles: list[Tensor], s: Tensor, base: list[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """Sums over the vocabulary, `readout variant`: of exp(logit − shift), or of the squared difference for l2; and
-        for kl_div of the model's p·(logit − shift), from the same logits, so that their rounding cancels."""
+        for kl_div of the model's p·(logit − shift), from the same logits, so that their rounding cancels.
+        """
         n_readouts, n_variants, _ = rows.shape
         constant = torch.stack((torch.ones_like(self.shift), -self.shift), -1)[:, None]
         rows = torch.cat((rows, constant.expand(-1, n_variants, -1)), -1)

@@ -168,7 +168,8 @@ def _reached(
 
 def _tails(state: CircuitState, port: str, senders: Sequence[str]) -> dict[int, Tensor]:
     """Sums from the k-th sender on. Inputs are summed from the ablated end, so that a port that has lost all its edges
-    gets its ablated input to the last digit: a norm would magnify what is left of a difference."""
+    gets its ablated input to the last digit: a norm would magnify what is left of a difference.
+    """
     level = state.port_level(port)
     tail = torch.zeros_like(state.at(state.bases[2], level))
     tails = {len(senders): tail}
@@ -181,6 +182,7 @@ def _tails(state: CircuitState, port: str, senders: Sequence[str]) -> dict[int, 
 
 def _rest(state: CircuitState, port: str, senders: Sequence[str]) -> Tensor:
     """A port's input without the senders that change: what they add is then all of it, so that an input that loses
-    everything is its ablated one to the last digit, which a norm needs."""
+    everything is its ablated one to the last digit, which a norm needs.
+    """
     level = state.port_level(port)
     return state.at(state.ablated_input(port), level) + state.received_now(port, level, frozenset(senders))

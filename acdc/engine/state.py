@@ -98,7 +98,8 @@ class CircuitState:
     @torch.inference_mode()
     def losses_of(self, masks: Sequence[EdgeMask]) -> list[float]:
         """The loss of each of some masks, from its edge set alone: every node that differs from the clean run is
-        evaluated; of a mask that is a part of the one before, those that differ from that."""
+        evaluated; of a mask that is a part of the one before, those that differ from that.
+        """
         rows: list[Tensor] = []
         latest: EdgeMask | None = None
         for mask in masks:
@@ -185,7 +186,8 @@ class CircuitState:
         self, port: str, level: int, without: frozenset[str] = frozenset()
     ) -> Float[Tensor, "row pos d_model"]:
         """What a port's present edges, but those of some senders, add to its ablated input: Σ current − ablated, `row
-        pos d_model`."""
+        pos d_model`.
+        """
         present = self.mask.ports.numpy()[self.graph.port_index[port]].copy()
         present[[self.graph.sender_index[sender] for sender in without]] = False
         total = torch.zeros_like(self.at(self.bases[2], level))

@@ -83,7 +83,8 @@ def shown(value: Any) -> str:
 
 class _Unpickler(pickle.Unpickler):
     """Finds nothing but what is listed here. Whatever is no built-in type is made anew each time, as a pickle can set
-    attributes of what it finds."""
+    attributes of what it finds.
+    """
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

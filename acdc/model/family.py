@@ -1,5 +1,6 @@
 """Model families: how a loaded model is taken apart. The standard one reads every model that TransformerLens brings in
-its usual form; one of one's own reads the architectures that it names."""
+its usual form; one of one's own reads the architectures that it names.
+"""
 
 from __future__ import annotations
 

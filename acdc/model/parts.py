@@ -345,7 +345,8 @@ class LanguageModel:
 
     def attention_mask(self, lengths: Int[Tensor, " row"], n_positions: int) -> Bool[Tensor, "#row pos pos"]:
         """`row query key`, True where a query may not look: the future in a causal model, padding in any other; and
-        what lies before its window."""
+        what lies before its window.
+        """
         positions = torch.arange(n_positions, device=lengths.device)
         if self.causal:  # padding is behind every real position
             back = positions[:, None] - positions[None, :]
