@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 import acdc
 from acdc import discovery
 from acdc.circuit import Circuit
-from acdc.cli import CONF, run
+from acdc.cli import run
+from acdc.compose import CONF
 from acdc.errors import RunError
 from acdc.experiment import Experiment
 from acdc.jobs import discover as discover_job

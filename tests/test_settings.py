@@ -13,7 +13,7 @@ import yaml
 
 from acdc import patching
 from acdc.ablation import ABLATIONS
-from acdc.cli import CONF
+from acdc.compose import CONF
 from acdc.discovery import METHODS
 from acdc.errors import ConfigError
 from acdc.graph import GraphSettings

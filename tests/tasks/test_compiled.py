@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acdc.cli import _compose
+from acdc.compose import compose_config
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.model import ModelSettings, load_model
@@ -214,12 +214,12 @@ def test_what_is_not_allowed_is_said(name: str, options: dict[str, Any], said: s
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_task_brings_its_model_and_the_user_may_choose_another(name: str) -> None:
-    own = _compose([f"task={name}"], None)
+    own = compose_config([f"task={name}"], None)
     assert own.model.name == own.task.name == name
     assert build(name).model == TASKS.load(name).own_model == name
     for overrides in ([f"task={name}", "model=pocket"], ["model=pocket", f"task={name}"]):
-        assert _compose(overrides, None).model.name == "pocket"
-    assert _compose(["task=ioi"], None).model.name == "pocket"
+        assert compose_config(overrides, None).model.name == "pocket"
+    assert compose_config(["task=ioi"], None).model.name == "pocket"
 
 
 @pytest.mark.parametrize("name", OWN)
