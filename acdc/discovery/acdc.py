@@ -353,11 +353,11 @@ class _Pruning:
         return kept
 
     def _is_due(self, last: bool) -> bool:
-        """Whether to check what is pending: behind the first receiver, then ever more rarely, and at the end."""
+        """Whether to check what is pending: at the first receiver, then ever more rarely, and at the end."""
         if not self.settings.tie_tolerance:
             return True
         pending, senders = len(self.pending), len(self.mask.graph.senders)
-        if last or not self.tested or not self.ties.errors or pending >= MOST_PENDING:
+        if last or not self.ties.errors or pending >= MOST_PENDING:
             return True
         return pending**2 >= 4 * senders * (len(self.tested) + pending)
 

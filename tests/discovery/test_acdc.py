@@ -371,14 +371,3 @@ def test_few_decisions_await_a_check(engine: str, monkeypatch: pytest.MonkeyPatc
     given = [n for _, n in seen.at]
     assert max(b - a for a, b in itertools.pairwise([*given, len(expected)])) <= 3
     assert [name for name, _ in seen.at].count("logits") == -(-len(one.graph.test_order[0][1]) // 3)
-
-
-def test_the_first_check_comes_behind_the_first_receiver_in_spite_of_a_near_tie() -> None:
-    one = experiment(small("gpt2", n_layers=3), random_pairs(12), "logit_diff")
-    _, decisions = decide(one, 0.03)
-    n_first = len(one.graph.test_order[0][1])
-    seen = Waiting()
-    discover(one, method="acdc", threshold=decisions[0].effect, observer=seen)
-    assert any(decision.near_tie for decision in seen.decisions[:n_first])
-    assert next(n for name, n in seen.at if name != "logits") == n_first
-    assert any(decision.compared is not None for decision in seen.decisions[:n_first])
