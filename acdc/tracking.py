@@ -306,8 +306,12 @@ class WandbTracker:
         """Send tables, of long ones the first rows."""
         import wandb
 
-        step = max(self.tested, self.done) + 1
-        self.run.log({name: wandb.Table(dataframe=t.head(_MOST_ROWS)) for name, t in tables.items()}, step=step)
+        shown = {}
+        for name, table in tables.items():
+            cells = table.head(_MOST_ROWS).astype(object)
+            rows = cells.where(cells.notna(), None).values.tolist()  # W&B takes neither pandas' NA nor NaN in a column
+            shown[name] = wandb.Table(columns=list(table.columns), data=rows, allow_mixed_types=True)
+        self.run.log(shown, step=max(self.tested, self.done) + 1)
 
     def finished(self, summary: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         import wandb

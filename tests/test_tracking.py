@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from acdc.discovery.base import Decision
 from acdc.errors import ConfigError
 from acdc.experiment import Experiment
 from acdc.graph import Edge, Graph, GraphConfig
-from acdc.tracking import ConsoleTracker, TrackerSettings, Watchers, check_tracker, say
+from acdc.result import as_table
+from acdc.tracking import ConsoleTracker, TrackerSettings, WandbTracker, Watchers, check_tracker, say
 
 GPT2 = Graph(GraphConfig(n_layers=12, n_heads=12, d_model=768))
 KEPT = Decision(Edge("m11", "logits"), 0.5, True, 3.14159)
@@ -276,6 +278,17 @@ def test_wandb_gets_the_maps_of_a_sweep(tmp_path: Path) -> None:
     kind, files = said["artifact"]
     names = {"patch.csv", "patch.npz", "head_output_noise.svg", "head_output_noise.png", "report.html", "metrics.json"}
     assert (kind, files.keys()) == ("results", names)
+
+
+def test_wandb_takes_tables_with_missing_values() -> None:
+    logged: dict[str, Any] = {}
+    tracker = object.__new__(WandbTracker)
+    tracker.tested = tracker.done = 0
+    tracker.run = SimpleNamespace(log=lambda shown, step: logged.update(shown))  # type: ignore[assignment]
+    rows = [{"n": 1, "x": None, "of": "a"}, {"n": None, "x": 0.5, "of": "b"}, {"n": 2, "x": float("nan"), "of": None}]
+    tracker.tables({"found": as_table(rows)})
+    assert logged["found"].columns == ["n", "x", "of"]
+    assert logged["found"].data == [[1, None, "a"], [None, 0.5, "b"], [2, None, None]]
 
 
 def test_wandb_online_without_an_account_is_refused_at_once(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ MOST_PANELS = 12  # of a picture; of more receivers the most important are shown
 MOST_NUMBERED = 17  # columns whose cells have room for a number
 BESIDE = 4  # panels in a row
 DIRECTIONS = {
-    "noise": "noising: the clean run, in which the senders give their corrupted output, and only the receivers are"
+    "noise": "Noising: the clean run, in which the senders give their corrupted output, and only the receivers are"
     " told. The effect is 1 − recovery: how much of the metric is lost along the path",
-    "denoise": "denoising: the corrupted run, in which the senders give their clean output, and only the receivers are"
+    "denoise": "Denoising: the corrupted run, in which the senders give their clean output, and only the receivers are"
     " told. The effect is the recovery: how much of the metric comes back along the path",
 }
 _HEADER = ["senders", "receivers", "direction", "recovery", "std", "effect"]

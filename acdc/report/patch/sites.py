@@ -15,8 +15,8 @@ MOST_ON_CONSOLE = 10
 MOST_ON_PAGE = 50
 KEPT_OR_LOST = {"denoise": "recovery", "noise": "1 − recovery"}
 DIRECTIONS = {
-    "noise": "noising: the clean run with the corrupted value. 1 − recovery is how much of the metric is lost",
-    "denoise": "denoising: the corrupted run with the clean value. Recovery is how much of the metric comes back",
+    "noise": "Noising: the clean run with the corrupted value. 1 − recovery is how much of the metric is lost",
+    "denoise": "Denoising: the corrupted run with the clean value. Recovery is how much of the metric comes back",
 }
 _NUMBERS = ("recovery", "std", "effect", "shift")
 
