@@ -113,8 +113,8 @@ def test_options_reach_the_task() -> None:
     [
         ({"task": "ioi", "sise": 3}, ConfigError, "has no option sise: choose from "),
         ({"task": "iio"}, ConfigError, "task=iio does not exist; choose one of "),
-        ({"metric": "accuracy"}, ConfigError, "metric=accuracy is not known: choose one of "),
-        ({"ablation": "patch"}, ConfigError, "ablation=patch is not known: choose one of "),
+        ({"metric": "accuracy"}, ConfigError, "metric=accuracy does not exist; choose one of "),
+        ({"ablation": "patch"}, ConfigError, "ablation=patch does not exist; choose one of "),
         ({"task": task()}, TaskError, "no pairs"),
         ({"task": task(one_pair(corrupted=[2, 5]))}, TaskError, "pair 0: the clean prompt has 3 tokens and .* 2"),
         ({"task": task(one_pair(), one_pair(corrupted=[2, 5, 4, 4], where="line 2"))}, TaskError, "line 2"),

@@ -139,7 +139,7 @@ def everything(model: Path) -> dict[str, Any]:
         vars(scrub(one, circuit, 2)),
         vars(areas(one, circuit.tested)),
         completeness(one, circuit, draws=3).as_dict(),
-        minimality(one, circuit).as_dict(),
+        minimality(one, circuit).worth,
         independence(scores, circuit, permutations=20).as_dict(),
         minimality_test(scores, circuit, draws=5).as_dict(),
         [str(one) for one in preferences(one)],
