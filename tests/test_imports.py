@@ -30,9 +30,7 @@ def test_every_module_can_be_imported_where_extras_and_posix_are_missing() -> No
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "module", ["acdc", "acdc.graph", "acdc.circuit", "acdc.tasks", "acdc.journal", "acdc.cli"]
-)
+@pytest.mark.parametrize("module", ["acdc", "acdc.graph", "acdc.circuit", "acdc.tasks", "acdc.journal", "acdc.cli"])
 def test_light_modules_bring_no_torch(module: str) -> None:
     heavy = ("torch", "transformers", "transformer_lens", "wandb", "matplotlib")
     program = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
