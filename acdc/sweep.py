@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from yaml import safe_load
 
 from acdc.circuit import Circuit
 from acdc.errors import FormatError, RunError
 from acdc.evaluation.comparison import compare_circuits
-from acdc.files import write_csv, write_json
+from acdc.files import write_csv
 from acdc.journal import Journal, RunState
-from acdc.report.comparison import comparison_section, comparison_table
-from acdc.report.writer import show, write_page
+from acdc.report.comparison import view
+from acdc.report.view import Table
+from acdc.report.writer import show, write
 from acdc.tracking import say
 
 MOST_STRONGEST = 4  # columns of them that fit a console
-MOST_IN_MATRIX = 8  # circuits whose Jaccard matrix fits a console
 SHOWN = {
     "pairs": "pairs",
     "edges_kept": "edges kept",
@@ -132,7 +131,10 @@ def _varied(given: Iterable[Mapping[str, str]]) -> list[str]:
 def show_sweep(folder: Path, console: Console | None = None) -> int:
     """Print a table of a sweep's runs and write it as `sweep.csv`; the same for how alike their circuits are.
 
-    Returns how many runs are finished.
+    Returns
+    -------
+    int
+        How many runs are finished.
     """
     console = console or Console()
     places = _runs(folder)
@@ -145,16 +147,13 @@ def show_sweep(folder: Path, console: Console | None = None) -> int:
     ]
     write_csv(folder / "sweep.csv", rows)
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
     # Of job=patch also each map's strongest site or path.
     strongest = {key: key.replace("_", " ") for row in rows for key in row if key.endswith("_strongest")}
     names = SHOWN | (strongest if len(strongest) <= MOST_STRONGEST else {})
     measured = [key for key in names if any(key in row for row in rows)]
-    for column in ("run", *varied, *(names[key] for key in measured)):
-        table.add_column(column, justify="left" if column in ("run", *varied) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(key, row.get(key)) for key in ("run", *varied, *measured)))
-    console.print(table, markup=False, highlight=False)
+    header = ["run", *varied, *(names[key] for key in measured)]
+    cells = [[_cell(key, row.get(key)) for key in ("run", *varied, *measured)] for row in rows]
+    show(console, Table("", header, cells, left=1 + len(varied)))
     say(console, f"table: {folder / 'sweep.csv'}")
     labels = {place: " ".join(overrides[place].get(key, "") for key in varied) for place in places}
     _compare(folder, labels, console)
@@ -162,7 +161,7 @@ def show_sweep(folder: Path, console: Console | None = None) -> int:
 
 
 def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None:
-    """Lay the circuits of the sweep beside each other: `comparison.csv`, `comparison.json`, `comparison.html`."""
+    """Compare the circuits of the sweep: `comparison.csv`, `comparison.json`, `comparison.html`."""
     files = {place: place / "circuit.json" for place in labels if (place / "circuit.json").is_file()}
     if len(files) < 2:
         return
@@ -172,19 +171,7 @@ def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None
     except FormatError as error:  # the model was swept, say
         say(console, f"circuits not compared: {error}")
         return
-    write_csv(folder / "comparison.csv", comparison.pair_rows())
-    write_json(folder / "comparison.json", comparison.as_dict())
-    tasks, models = (", ".join(dict.fromkeys(getattr(one, what) for _, one in found)) for what in ("task", "model"))
-    write_page(
-        folder / "comparison.html",
-        f"{len(found)} circuits · {tasks} · {models}",
-        f"The circuits that the sweep in {folder} has found, and what they have in common.",
-        [comparison_section(comparison)],
-    )
-    if len(found) <= MOST_IN_MATRIX:
-        show(console, comparison_table(comparison))
-    say(console, comparison.summary())
-    say(console, f"comparison: {folder / 'comparison.html'}")
+    write(comparison, view(comparison, str(folder)), folder, console, page="comparison")
 
 
 def _label(labels: Mapping[Path, str], place: Path) -> str:

@@ -10,51 +10,54 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from acdc.circuit import Circuit
 from acdc.errors import ConfigError, FormatError
 from acdc.graph import Edge
+from acdc.result import Result, as_table
 
 
 @dataclass(frozen=True)
-class CircuitComparison:
+class CircuitComparison(Result):
     """Circuits with their labels, in the order given. Made by `compare_circuits`."""
 
     labels: tuple[str, ...]
-    circuits: tuple[Circuit, ...]
+    compared: tuple[Circuit, ...]
 
     @cached_property
     def core(self) -> Circuit:
         """The edges that every circuit keeps; effects and names are the first one's."""
-        return reduce(Circuit.__and__, self.circuits)
+        return reduce(Circuit.__and__, self.compared)
 
     @cached_property
     def union(self) -> Circuit:
         """The edges that some circuit keeps; effects are those of the first that keeps an edge."""
-        return reduce(Circuit.__or__, self.circuits)
+        return reduce(Circuit.__or__, self.compared)
 
     @cached_property
     def kept_by(self) -> Counter[Edge]:
         """For each edge of the union, how many circuits keep it."""
-        return Counter(edge for circuit in self.circuits for edge in circuit)
+        return Counter(edge for circuit in self.compared for edge in circuit)
 
     def kept_by_exactly(self) -> list[int]:
-        """How many edges are kept by exactly 1, 2, … of the circuits."""
+        """Return how many edges are kept by exactly 1, 2, … of the circuits."""
         counts = Counter(self.kept_by.values())
-        return [counts[k] for k in range(1, len(self.circuits) + 1)]
+        return [counts[k] for k in range(1, len(self.compared) + 1)]
 
     @cached_property
     def jaccard(self) -> list[list[float]]:
         """|A ∩ B| / |A ∪ B| of the edges of every two circuits, 1 on the diagonal."""
-        return [[a.jaccard(b) for b in self.circuits] for a in self.circuits]
+        return [[a.jaccard(b) for b in self.compared] for a in self.compared]
 
     @property
     def mean_jaccard(self) -> float:
-        """Over all pairs of different circuits."""
-        return fmean(self.jaccard[i][j] for i, j in combinations(range(len(self.circuits)), 2))
+        """The mean over all pairs of different circuits."""
+        return fmean(self.jaccard[i][j] for i, j in combinations(range(len(self.compared)), 2))
 
-    def summary(self) -> str:
-        """How much the circuits share, in two sentences."""
-        sizes = [len(circuit) for circuit in self.circuits]
+    def words(self) -> str:
+        """Say in two sentences how much the circuits share."""
+        sizes = [len(circuit) for circuit in self.compared]
         kept = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
         pairs = [self.jaccard[i][j] for i, j in combinations(range(len(sizes)), 2)]
         union, share = len(self.union), ""
@@ -65,11 +68,18 @@ class CircuitComparison:
             f" of two of them is {self.mean_jaccard:.2f} on average, {min(pairs):.2f} to {max(pairs):.2f}."
         )
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return `comparison`, a row for every two circuits."""
+        return {"comparison": as_table(self.pair_rows())}
+
+    def documents(self) -> dict[str, object]:
+        return {"comparison": self.as_dict()}
+
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file: sizes, Jaccard indices, the common core, and every edge with its effects."""
-        circuits = zip(self.labels, self.circuits, strict=True)
+        """Return sizes, Jaccard indices, the common core, and every edge with its effects, for a JSON file."""
+        circuits = zip(self.labels, self.compared, strict=True)
         return {
-            "summary": self.summary(),
+            "summary": self.words(),
             "circuits": [
                 {"label": label, "edges": len(circuit), "recovery": circuit.metrics.get("recovery")}
                 for label, circuit in circuits
@@ -82,9 +92,9 @@ class CircuitComparison:
         }
 
     def pair_rows(self) -> list[dict[str, Any]]:
-        """One row for every two circuits: their edges, shared edges, and Jaccard indices of edges and of nodes."""
+        """Return a row for every two circuits: their edges, shared edges, and Jaccard indices of edges and of nodes."""
         rows = []
-        for (name, one), (other_name, other) in combinations(zip(self.labels, self.circuits, strict=True), 2):
+        for (name, one), (other_name, other) in combinations(zip(self.labels, self.compared, strict=True), 2):
             nodes, other_nodes = set(one.nodes()), set(other.nodes())
             both = nodes | other_nodes
             rows.append(
@@ -101,14 +111,14 @@ class CircuitComparison:
         return rows
 
     def edge_rows(self) -> list[dict[str, Any]]:
-        """One row for every edge of the union, the most shared first: `kept_by`, and its effect in each circuit.
+        """Return a row for every edge of the union, the most shared first: `kept_by`, and its effect in each circuit.
 
-        The effect is None in a circuit that does not keep the edge; effects have their circuit's label as key.
+        Effects have their circuit's label as key. The effect is None in a circuit that does not keep the edge.
         """
         order = sorted(self.union, key=lambda edge: -self.kept_by[edge])
         return [
             {"sender": edge.sender, "receiver": edge.receiver, "kept_by": self.kept_by[edge]}
-            | {f"effect {name}": c.edges.get(edge) for name, c in zip(self.labels, self.circuits, strict=True)}
+            | {f"effect {name}": c.edges.get(edge) for name, c in zip(self.labels, self.compared, strict=True)}
             for edge in order
         ]
 
@@ -118,11 +128,15 @@ def compare_circuits(circuits: Sequence[tuple[str, Circuit]]) -> CircuitComparis
 
     Parameters
     ----------
-    circuits: each with a label of its own, such as the corruption it was found with.
+    circuits : sequence of (str, Circuit)
+        Each with a label of its own, such as the corruption it was found with.
 
     Raises
     ------
-    ConfigError: fewer than two circuits, or a label given twice. FormatError: circuits of different graphs.
+    ConfigError
+        Fewer than two circuits, or a label given twice.
+    FormatError
+        Circuits of different graphs.
     """
     if len(circuits) < 2:
         raise ConfigError(f"{len(circuits)} circuit given to compare: give two or more")

@@ -55,11 +55,12 @@ def write(
     notes: Sequence[str] = (),
     closing: Sequence[Section] = (),
     measured: Mapping[str, object] | None = None,
+    page: str = "report",
 ) -> Written:
     """Show a result on the console and write it into an existing folder. Each file appears whole or not at all.
 
     Written are NAME.csv for each table, NAME.npz for each group of arrays, NAME.json for each document and circuit,
-    NAME.svg and NAME.png for each figure, `report.html` and `metrics.json`.
+    NAME.svg and NAME.png for each figure, the page, and the summary as `metrics.json`.
 
     Parameters
     ----------
@@ -72,6 +73,8 @@ def write(
         Sections at the end of the page.
     measured : mapping, optional
         What the result does not know, such as `seconds`; added to the summary.
+    page : str
+        The page's file, without `.html`.
 
     Returns
     -------
@@ -100,11 +103,12 @@ def write(
     drawn, warnings = _draw([block for section in sections for block in _pictures(section.blocks)], folder)
     files |= drawn
     images = {path.stem: path.read_bytes() for path in drawn.values() if path.suffix == ".svg"}
-    files["report.html"] = folder / "report.html"
-    write_page(files["report.html"], view.title, view.lead, sections, [*notes, *result.notes(), *warnings], images)
+    files[f"{page}.html"] = folder / f"{page}.html"
+    write_page(files[f"{page}.html"], view.title, view.lead, sections, [*notes, *result.notes(), *warnings], images)
     summary = {**result.summary(), **(measured or {})}
-    files["metrics.json"] = folder / "metrics.json"
-    write_json(files["metrics.json"], summary)
+    if summary:
+        files["metrics.json"] = folder / "metrics.json"
+        write_json(files["metrics.json"], summary)
     for name in sorted(files):
         if name.endswith((".csv", ".html")):
             show(console, f"{name.partition('.')[0]:<20} {files[name]}")

@@ -91,12 +91,12 @@ def test_empty_circuits_are_alike() -> None:
     found = compare_circuits([("a", circuit([])), ("b", circuit([]))])
     assert found.jaccard == [[1, 1], [1, 1]]
     assert found.pair_rows()[0]["node_jaccard"] == 1
-    assert "keep 0 edges in common" in found.summary()
+    assert "keep 0 edges in common" in found.words()
     assert html_of(comparison_section(found))
 
 
 def test_the_summary_has_the_numbers(three: CircuitComparison) -> None:
-    text = three.summary()
+    text = three.words()
     assert "3 circuits of 2 to 3 edges keep 1 edges in common, 20% of the 5 that any keeps" in text
     assert "0.33 on average, 0.25 to 0.50" in text
 
