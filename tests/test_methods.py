@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import time
-from html import escape
 from pathlib import Path
 
 import pytest
 from commands import Case, as_process, assert_refused, make_case, read_json, start
+from markupsafe import escape
 
 from acdc import Circuit
 from acdc.cli import run
