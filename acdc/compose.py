@@ -24,20 +24,23 @@ def hydra_with(config_dir: str | None) -> Iterator[tuple[Any, list[str]]]:
     from hydra.core.global_hydra import GlobalHydra
 
     extra = [f"hydra.searchpath=[{quoted(absolute(config_dir))}]"] if config_dir else []
-    _store_installed()
+    _store_installed(config_dir)
     with initialize_config_dir(str(CONF), job_name="acdc", version_base="1.3"):
         yield GlobalHydra.instance().hydra, extra
 
 
-def _store_installed() -> None:
-    """Tell Hydra of what installed packages bring, as if it stood in files; what cannot be used is left out."""
+def _store_installed(config_dir: str | None) -> None:
+    """Tell Hydra of what installed packages bring, as if it stood in files.
+
+    What cannot be used is left out, and so is what a file of the user's folder replaces.
+    """
     from hydra.core.config_store import ConfigStore
 
     from acdc.jobs.settings import DOORS
     from acdc.settings import options
 
     for group, door in DOORS.items():
-        for name in _installed(group):
+        for name in set(_installed(group)) - set(_files(group, config_dir)):
             try:
                 defaults = {key: known.default for key, known in options(door.load(name)).items()}
             except ExtensionError:  # it is said where it is chosen

@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import assert_refused, make_case
 from experiments import experiment, random_pairs, small
+from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
 from acdc import Experiment, discover, doors
@@ -155,6 +156,18 @@ def test_a_task_by_target(here: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert run(["resume=out", "task._target_=own_task.Mine"]) == 0
 
 
+def test_pairs_have_a_name_and_a_title_of_their_own(tmp_path: Path) -> None:
+    arguments = make_case(tmp_path).arguments(task__name="winter", task__title="'Winter or summer'")
+    assert run([*arguments, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    saved = json.loads((tmp_path / "out" / "circuit.json").read_text())
+    assert saved["task"] == "winter"
+    for file in ("report.html", "circuit.dot"):
+        assert "Winter or summer" in (tmp_path / "out" / file).read_text(encoding="utf-8")
+    # Found again from the circuit's file alone: the class is one of the package's own.
+    again = ["job=evaluate", f"circuit={tmp_path / 'out'}", "job.parts=[faithfulness]"]
+    assert run([*again, f"hydra.run.dir={tmp_path / 'evaluated'}"]) == 0
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -204,7 +217,10 @@ def test_an_installed_thing_that_cannot_be_used(
     with pytest.raises(ExtensionError, match=r"^task=broken cannot be loaded: importing raises raises RuntimeError"):
         TASKS.load("broken")
     assert TASKS.load("mine")().name == "mine"
-    assert_refused(["task=broken", "hydra.run.dir=out"], capfd, "importing raises raises RuntimeError: not today")
+    try:
+        assert_refused(["task=broken", "hydra.run.dir=out"], capfd, "importing raises raises RuntimeError: not today")
+    finally:
+        ConfigStore.instance().repo["task"].pop("mine.yaml")
 
 
 # In Python.

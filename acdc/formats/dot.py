@@ -158,7 +158,9 @@ def describe(circuit: Circuit) -> str:
     if isinstance(threshold, int | float):
         method = f"{method} τ = {threshold:g}".strip()
     counts = f"{len(circuit):,} of {len(circuit.graph):,} edges"
-    return " · ".join(part for part in (circuit.task, circuit.model, method, counts) if part)
+    return " · ".join(
+        part for part in (circuit.provenance.get("title") or circuit.task, circuit.model, method, counts) if part
+    )
 
 
 def _digraph(scale: float, label: str) -> graphviz.Digraph:

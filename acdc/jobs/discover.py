@@ -146,6 +146,7 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dic
         "metric": experiment.metric_name,
         "settings": how_found(prepared.settings, experiment),
         "pairs": len(experiment.pairs),
+        **({"title": experiment.task.title} if experiment.task.title else {}),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return partners

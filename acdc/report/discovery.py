@@ -42,7 +42,9 @@ def view(circuit: Circuit, partners: Sequence[Mapping[str, Any]] = ()) -> View:
         *([partners_section(partners, circuit.metrics["metric"])] if partners else []),
         Section("Where it comes from", [_provenance(circuit)], open=False),
     ]
-    title = " · ".join(part for part in ("Circuit", circuit.task, circuit.model) if part)
+    title = " · ".join(
+        part for part in ("Circuit", circuit.provenance.get("title") or circuit.task, circuit.model) if part
+    )
     return View(title, _lead(circuit), sections, _console(circuit.metrics) if "edges_kept" in circuit.metrics else [])
 
 
