@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from acdc import Experiment
-from acdc.evaluation.grading import known_circuits
+from acdc.evaluation.known import known_circuits
 from acdc.evaluation.method_table import Judge, Judged, MethodTable, usual_equal_size, usual_sizes
 from acdc.files import write_atomically, write_json
 from acdc.jobs.compare import judge_all

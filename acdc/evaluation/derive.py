@@ -39,17 +39,22 @@ MOST_FELT = 14  # all subsets of a node's felt edges are tried
 @undisturbed
 @torch.no_grad()
 def derive_truth(experiment: Experiment, projection_edges: bool = False, tolerance: float = 1e-3) -> Truth:
-    """What the weights say, for the experiment's pairs and ablation; its metric does not matter.
+    """Derive the circuit from the weights, for the experiment's pairs and ablation; its metric does not matter.
 
     Parameters
     ----------
-    tolerance: what counts as zero, relative to the largest value that the port reads. tracr's attention is sharp but
-        not exact, to about 1e-6.
+    experiment : Experiment
+    projection_edges : bool
+        Whether the graph has them.
+    tolerance : float
+        What counts as zero, relative to the largest value that the port reads. tracr's attention is sharp but not
+        exact, to about 1e-6.
 
     Raises
     ------
-    ConfigError: a model with layer norm, where what is read is not linear in what is written; a node that feels more
-        than 14 edges.
+    ConfigError
+        A model with layer norm, where what is read is not linear in what is written; or a node that feels more than 14
+        edges.
     """
     graph = Graph(experiment.model.config, projection_edges)
     edges = _Derivation(experiment.to("cpu", torch.float64), tolerance).run()
@@ -59,14 +64,24 @@ def derive_truth(experiment: Experiment, projection_edges: bool = False, toleran
 
 @dataclass(frozen=True)
 class _Port:
-    """What a port reads: `weights`, `d_model read`; at `needed`, `row pos`; from `clean`, `row pos d_model`."""
+    """What a port reads.
+
+    Attributes
+    ----------
+    weights : Tensor
+        `d_model read`.
+    needed : Tensor
+        Where its reading is needed, `row pos`.
+    clean : Tensor
+        What it reads in the clean run, `row pos d_model`.
+    """
 
     weights: Tensor
     needed: Tensor
     clean: Tensor
 
     def reads(self, change: Tensor) -> Tensor:
-        """The change that the port sees, as a share of the largest value it reads: a number."""
+        """Return the change that the port sees, as a share of the largest value it reads: a number."""
         seen = (change @ self.weights)[self.needed].abs()
         scale = (self.clean @ self.weights)[self.needed].abs()
         return (seen.max() / scale.max().clamp_min(1.0)) if seen.numel() else torch.tensor(0.0)
@@ -130,7 +145,7 @@ class _Derivation:
     def _node(
         self, ports: dict[str, _Port], output: Callable[[dict[str, Tensor]], Tensor], readers: list[_Port]
     ) -> None:
-        """Put the edges of a node into the circuit and tell their senders who reads them."""
+        """Put the edges of a node into the circuit, and tell their senders who reads them."""
         felt = [
             Edge(sender, name)
             for name, port in ports.items()
@@ -165,7 +180,7 @@ class _Derivation:
                 self.readers[edge.sender].append(ports[edge.receiver])
 
     def _written(self, values: Values) -> dict[str, Tensor]:
-        """Every sender's output, `row pos d_model`."""
+        """Return every sender's output, `row pos d_model`."""
         written = dict(zip(self.graph.inputs, values.inputs, strict=True))
         for sender in self.graph.senders:
             node = self.graph[sender]
@@ -182,6 +197,6 @@ def _any(masks: list[Tensor]) -> Tensor:
 
 
 def _identity(model: LanguageModel, read: Tensor) -> _Port:
-    """Whoever looks at the logits: every column, at the positions that are read."""
+    """Return the reader of the logits: every column, at the positions that are read."""
     n = model.W_U.shape[1]
     return _Port(torch.eye(n, dtype=model.dtype), read, torch.zeros(*read.shape, n, dtype=model.dtype))

@@ -1,5 +1,6 @@
-"""How frequent tokens are, so that what is swapped can be matched: a rare word differs from a frequent one in more than
-its meaning.
+"""How frequent tokens are, so that swapped tokens can be matched.
+
+A rare word differs from a frequent one in more than its meaning.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from acdc.errors import ConfigError, FormatError
 from acdc.model.load import BUNDLED
 from acdc.model.parts import LanguageModel
 
-# A vocabulary in which so many neighbours stand in alphabetical order was sorted by the alphabet, not by frequency.
+# A vocabulary with at least this share of neighbours in alphabetical order is sorted by the alphabet, not by frequency.
 ALPHABETICAL = 0.9
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Ranks of tokens, 1 the most frequent; a token whose frequency is unknown has none. `source` says where from."""
+    """Ranks of tokens.
+
+    Attributes
+    ----------
+    ranks : mapping of int to int
+        By token id, 1 for the most frequent token. A token of unknown frequency has no rank.
+    source : str
+        Where the ranks are from.
+    """
 
     ranks: Mapping[int, int]
     source: str
@@ -32,7 +41,7 @@ class Frequencies:
 
     @classmethod
     def of_model(cls, model: LanguageModel) -> Frequencies | None:
-        """Ranks by the counts beside a bundled model, where it has some; else by its tokenizer's order."""
+        """Rank by the counts beside a bundled model, if it has some; otherwise by the order of its tokenizer."""
         counts = BUNDLED.get(model.name, Path()) / "counts.json"
         if model.name not in BUNDLED or not counts.is_file():
             return cls.of_tokenizer(model.tokenizer)
@@ -40,11 +49,11 @@ class Frequencies:
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Any) -> Frequencies | None:
-        """Ranks by the order of a Hugging Face tokenizer's vocabulary; None where that says nothing.
+        """Rank by the order of a Hugging Face tokenizer's vocabulary; None where the order says nothing.
 
-        Byte-pair encoding numbers its tokens in the order in which they were merged, the most frequent pair first;
-        SentencePiece and WordPiece vocabularies are sorted by score or count. So an id is roughly a rank. It is not
-        where the vocabulary is in alphabetical order; special tokens have no rank.
+        Byte-pair encoding numbers its tokens in the order in which they were merged, the most frequent pair first.
+        SentencePiece and WordPiece vocabularies are sorted by score or count. So an id is roughly a rank, unless the
+        vocabulary is in alphabetical order. Special tokens have no rank.
         """
         if tokenizer is None:
             return None
@@ -59,14 +68,21 @@ class Frequencies:
 
     @classmethod
     def read(cls, path: str | Path, tokenizer: Any) -> Frequencies:
-        """Ranks from a JSON file of counts, `{token: count}`; tokens with the same count share the better rank.
+        """Read ranks from a JSON file of counts, `{token: count}`; tokens with the same count share the better rank.
 
-        A token is written as its text (`" Mary"`), in the tokenizer's own spelling (`"ĠMary"`), or as its id (`"5335"`)
-        where the model has no tokenizer.
+        Parameters
+        ----------
+        path : str or Path
+            The file. A token is written as its text (`" Mary"`), in the tokenizer's own spelling (`"ĠMary"`), or, for a
+            model without a tokenizer, as its id (`"5335"`).
+        tokenizer : object or None
 
         Raises
         ------
-        ConfigError: no such file. FormatError: something else than counts, or no token of this tokenizer in it.
+        ConfigError
+            No such file.
+        FormatError
+            The file holds something other than counts, or no token of this tokenizer.
         """
         try:
             counts = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -88,7 +104,7 @@ class Frequencies:
 
 
 def _ids(counts: Mapping[str, float], tokenizer: Any) -> dict[int, float]:
-    """The counts by token id."""
+    """Return the counts by token id."""
     if tokenizer is None:
         return {int(token): count for token, count in counts.items() if token.isdecimal()}
     found = {}

@@ -14,19 +14,24 @@ from acdc.tasks.base import TaskSettings
 def fresh_experiment(
     experiment: Experiment, settings: TaskSettings, seed: int | None = None, size: int | None = None
 ) -> Experiment:
-    """The experiment on other pairs: the same task, model, metric and ablation, another seed.
+    """Make the experiment on other pairs: the same task, model, metric and ablation, another seed.
 
-    A pair whose clean prompt occurs among the experiment's own is dropped, and so are repetitions. Of a pairs file they
-    are those that `task.size` has left out.
+    Pairs whose clean prompt occurs among the experiment's own are dropped, and so are repetitions. Of a pairs file, the
+    fresh pairs are those that `task.size` leaves out.
 
     Parameters
     ----------
-    settings: of the task. seed: None is the one behind the task's own. size: how many pairs, None as many as there
-        are; fewer where the task has no more.
+    experiment : Experiment
+    settings : TaskSettings
+    seed : int, optional
+        None takes the one after the task's own.
+    size : int, optional
+        How many pairs; None takes as many as the experiment has. There are fewer where the task has no more.
 
     Raises
     ------
-    TaskError: the task has no other pairs.
+    TaskError
+        The task has no other pairs.
     """
     wanted = size or len(experiment.pairs)
     seed = settings.seed + 1 if seed is None else seed

@@ -1,9 +1,9 @@
 """Circuits that are known: what they are, and where they come from.
 
-`published` gives the sets of the literature: canonical circuits of language models, found by hand, and the sets that
-Conmy et al. and Miller et al. hold the compiled programs against. They are data (`truth/*.json`): groups of nodes,
-which group feeds which ports of which other, and at which positions of the prompt, where that is known. `derive_truth`
-(in `acdc.evaluation.derive`) takes the circuit of a compiled or hand-built model out of its weights instead.
+`published` returns the sets of the literature: canonical circuits of language models, found by hand, and the sets that
+Conmy et al. and Miller et al. compare the compiled programs with. They are data (`truth/*.json`): groups of nodes,
+which group feeds which ports of which other group, and, where that is known, at which positions of the prompt.
+`acdc.evaluation.derive` takes the circuit of a compiled or hand-built model from its weights instead.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ FOLDER = Path(__file__).parent / "truth"
 
 @dataclass(frozen=True)
 class Truth:
-    """A set of edges taken to be the right ones.
+    """A set of edges that is taken to be right.
 
     Attributes
     ----------
-    name: of the circuit. kind: `published`, `derived` (from the weights) or `file`. sources: where it is from.
-    graph: the full graph; with projection edges, those of the ports that the circuit reaches are part of it.
-    positions: of edges for which they are known, the labels of the positions (of the task's pairs) at which the
-        receiver reads. groups: named sets of nodes.
+    name : str
+    kind : str
+        `published`, `derived` (from the weights) or `file`.
+    graph : Graph
+        The full graph. If it has projection edges, those of the ports that the circuit reaches belong to the circuit.
+    edges : frozenset of Edge
+    sources : tuple of str
+        Where the circuit is from.
+    positions : mapping of Edge to tuple of str
+        The labels of the positions (of the task's pairs) at which the receiver reads, for edges of which this is known.
+    groups : mapping of str to tuple of str
+        Named sets of nodes.
     """
 
     name: str
@@ -42,7 +50,7 @@ class Truth:
 
     @property
     def nodes(self) -> frozenset[str]:
-        """Every node that an edge begins or ends at."""
+        """The nodes at the ends of the edges."""
         return frozenset(self.graph.node_of(name) for edge in self.edges for name in edge)
 
     @property
@@ -51,21 +59,24 @@ class Truth:
 
 
 def names() -> list[str]:
-    """Every published circuit; those with `_resample` are of corrupted ablation, other tracr sets of zero."""
+    """Return the names of the published circuits; `_resample` is of corrupted ablation, other tracr sets of zero."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def published(name: str, graph: Graph | None = None) -> Truth:
-    """A published circuit.
+    """Return a published circuit.
 
     Parameters
     ----------
-    graph: of the circuit to grade; None is that of the circuit's own model, without projection edges. Its embedding may
-        be split or not, whichever way the circuit is stated.
+    name : str
+    graph : Graph, optional
+        The graph of the circuit to grade; None takes that of the circuit's own model, without projection edges. Its
+        embedding may be split or not, whichever way the circuit is stated.
 
     Raises
     ------
-    ConfigError: no circuit of that name, or one of another model.
+    ConfigError
+        No circuit of that name, or a circuit of another model.
     """
     if name not in names():
         raise ConfigError(f"no circuit is published for {name!r}; there are {', '.join(names())}")
@@ -92,23 +103,24 @@ def published(name: str, graph: Graph | None = None) -> Truth:
 
 
 def _shape(config: GraphConfig) -> tuple[int | bool, ...]:
-    """What tells one model from another; the embedding of a graph may be split or not."""
+    """Return what tells one model from another; the embedding of a graph may be split or not."""
     return config.n_layers, config.n_heads, config.d_model, config.attn_only, config.parallel_attn_mlp
 
 
 def with_projections(edges: frozenset[Edge], graph: Graph) -> frozenset[Edge]:
-    """The edges and, where the graph has projection edges, those of the q, k and v ports among the receivers."""
+    """Add, if the graph has projection edges, those of the q, k and v ports among the receivers."""
     if not graph.projection_edges:
         return edges
     return edges | {graph.projection_of(edge.receiver) for edge in edges if graph[edge.receiver].is_port_of_head}
 
 
 def load_truth(path: str | Path, graph: Graph) -> Truth:
-    """A truth of your own: a circuit file, whose edges are taken to be the right ones.
+    """Read a circuit file of the user's, whose edges are taken to be right.
 
     Raises
     ------
-    FormatError: no circuit file, or one of a model of another shape.
+    FormatError
+        No circuit file, or one of a model of another shape.
     """
     from acdc.circuit import Circuit
 
@@ -122,8 +134,7 @@ def load_truth(path: str | Path, graph: Graph) -> Truth:
 def _expand(
     connections: list[dict[str, Any]], groups: Mapping[str, tuple[str, ...]], graph: Graph
 ) -> dict[Edge, tuple[str, ...]]:
-    """The edges of the connections with the labels of their positions: every one that exists in the graph, since a
-    sender feeds later ports only."""
+    """Return the edges of the connections that exist in the graph, with the labels of their positions."""
     edges: dict[Edge, tuple[str, ...]] = {}
     for connection in connections:
         senders = [node for name in connection["from"] for node in _nodes(name, groups, graph)]
@@ -142,7 +153,7 @@ def _expand(
 
 
 def _nodes(name: str, groups: Mapping[str, tuple[str, ...]], graph: Graph) -> tuple[str, ...]:
-    """The nodes of this graph that a name stands for."""
+    """Return the nodes of this graph that a name stands for."""
     if name in INPUTS:
         return (name,) if name in graph.inputs else graph.inputs
     if name == "mlps":

@@ -140,7 +140,8 @@ def usual_sizes(n_edges: int) -> tuple[int, ...]:
 
 def usual_equal_size(n_edges: int, truths: Mapping[str, Truth]) -> int:
     """Return how many edges the compared circuits have by default: as many as the first known circuit, else a tenth of
-    all; at most 50."""
+    all; at most 50.
+    """
     known = [len(truth.edges) for truth in truths.values()]
     return max(1, min(MOST, known[0] if known else round(TENTH * n_edges)))
 

@@ -1,9 +1,8 @@
 """Do the pairs suit the model? An intervention says no more than its pairs do.
 
-`check_pairs` looks at every pair (how many tokens differ and where, how frequent they are, whether it repeats another)
-and at what the model makes of it (what it prefers on each prompt and how sure it is), with one run on the clean and one
-on the corrupted prompts. The `PairCheck` says what speaks against the pairs; `pair_filter` keeps the good ones and
-`acdc.report.pairs` shows them.
+`check_pairs` looks at every pair: how many tokens differ and where, how frequent they are, whether the pair repeats
+another. It also looks at what the model makes of the pair, with one run on the clean and one on the corrupted prompts:
+what it prefers on each prompt and how sure it is. The `PairCheck` says what speaks against the pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from acdc.evaluation.frequency import Frequencies
+from acdc.evaluation.pair_record import Limits, PairRecord, Swap
 from acdc.evaluation.preference import Preference, preferences
 from acdc.experiment import Experiment
 from acdc.process import undisturbed
@@ -25,100 +25,21 @@ from acdc.tasks.base import TaskSettings, TokenizedPair, Tokenizer
 
 
 @dataclass(frozen=True)
-class Limits:
-    """From where on pairs are called unsuitable.
-
-    Attributes
-    ----------
-    accuracy: least share of pairs in which the model prefers the answer.
-    left: largest share of the clean preference that a corrupted run may leave and still count as `weaker`.
-    unchanged: largest share of corrupted prompts that may leave more than that.
-    equal: least share of equal tokens at the same place in prompts given as text.
-    rank_factor: how many times rarer the tokens of one side may be, in the geometric mean.
-    margin, differing: what the filters `confident` and `minimal` ask for (`pair_filter`) unless told otherwise.
-    """
-
-    accuracy: float = 0.8
-    left: float = 0.5
-    unchanged: float = 0.5
-    equal: float = 0.5
-    rank_factor: float = 10.0
-    margin: float = 0.1
-    differing: int = 1
-
-
-@dataclass(frozen=True)
-class Swap:
-    """One token that differs. `label`: of its position, or "". Ranks: 1 is the most frequent token, None unknown."""
-
-    position: int
-    label: str
-    clean: int
-    corrupted: int
-    clean_rank: int | None
-    corrupted_rank: int | None
-
-    @property
-    def rank_ratio(self) -> float | None:
-        """The corrupted token's rank over the clean one's: above 1, the corrupted token is rarer."""
-        return self.corrupted_rank / self.clean_rank if self.clean_rank and self.corrupted_rank else None
-
-
-@dataclass(frozen=True)
-class PairRecord:
-    """A pair with one of its corrupted partners.
-
-    Attributes
-    ----------
-    pair, partner: indices. where: the pair's name in messages.
-    swaps: the tokens that differ, in order.
-    shift: by how many tokens a stretch of the corrupted prompt is moved against the clean one; 0 where it is not.
-    reads_before: the metric reads only before the first difference, where a causal model cannot differ.
-    repeats: an earlier pair with the same prompts. same_clean: an earlier pair with the same clean prompt.
-    has_answers: whether the pair has answers; otherwise the model's own top token on the clean prompt stands for them.
-    outcome: the corrupted run's preference against the clean one's: `opposite` (the other is preferred), `weaker` (at
-        most the share `Limits.left` is left), `same`, or `none` for a model with one output.
-    kl: KL(clean ‖ corrupted) in nats. l2: mean squared difference of the logits.
-    """
-
-    pair: int
-    partner: int
-    where: str
-    n_tokens: int
-    swaps: tuple[Swap, ...]
-    shift: int
-    reads_before: bool
-    repeats: int | None
-    same_clean: int | None
-    has_answers: bool
-    clean: Preference
-    corrupted: Preference
-    outcome: str
-    kl: float
-    l2: float
-
-    @property
-    def equal_share(self) -> float:
-        """The share of positions at which both prompts have the same token."""
-        return 1 - len(self.swaps) / self.n_tokens
-
-    @property
-    def first_difference(self) -> int | None:
-        return self.swaps[0].position if self.swaps else None
-
-    @property
-    def prefers_answer(self) -> bool:
-        return self.clean.value > 0
-
-    @property
-    def left(self) -> float:
-        """The share of the clean preference that is left in the corrupted run; negative where it is reversed."""
-        return self.corrupted.value / self.clean.value if self.clean.value else math.nan
-
-
-@dataclass(frozen=True)
 class PairCheck:
-    """The records of all pairs, and what they say together."""
+    """The records of all pairs, and what they say together.
+
+    Attributes
+    ----------
+    task, model : str
+    measure : str
+        What a preference is measured by: `logit_diff` or `prob_diff`.
+    ablation : str
+    pairs : tuple of TokenizedPair
+    records : tuple of PairRecord
+    tokenizer : Tokenizer
+    frequencies : Frequencies or None
+    limits : Limits
+    """
 
     task: str
     model: str
@@ -163,8 +84,10 @@ class PairCheck:
 
     @property
     def unlike(self) -> list[PairRecord]:
-        """Prompts of another structure than their clean one: text with too few equal tokens at the same place. Token
-        ids need no structure: a compiled program's inputs have none."""
+        """Corrupted prompts whose structure differs: text with too few equal tokens at the same place.
+
+        Token ids need no structure: the inputs of a compiled program have none.
+        """
         return [r for r in self.records if self.pairs[r.pair].is_text and r.equal_share < self.limits.equal]
 
     @property
@@ -174,16 +97,16 @@ class PairCheck:
         return math.exp(fmean(map(math.log, ratios))) if ratios else None
 
     def places(self) -> Counter[str]:
-        """Label (or index, where there is no label) → how many pairs differ there."""
+        """Count the pairs that differ at each label (or index, where there is no label)."""
         sets = [{s.label or str(s.position) for r in records for s in r.swaps} for records in self.records_of_pairs]
         return Counter(place for places in sets for place in sorted(places))
 
     def problems(self) -> list[str]:
-        """What speaks against the pairs, one line each; empty if nothing does."""
+        """Return what speaks against the pairs, one line each; empty if nothing does."""
         return list(_problems(self))
 
     def numbers(self) -> dict[str, Any]:
-        """The check in a few numbers, for `metrics.json` and trackers; None where one does not exist."""
+        """Return the check in a few numbers, for `metrics.json` and trackers; None where one does not exist."""
         differing = [len(record.swaps) for record in self.records]
         counts: dict[str, Any] = {
             "pairs": len(self.pairs),
@@ -208,7 +131,7 @@ class PairCheck:
         return counts
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """One flat row a pair and partner, for `pairs.csv`; None where a value is missing."""
+        """Return one flat row a pair and partner, for `pairs.csv`; None where a value is missing."""
         return [_row(self, record) for record in self.records]
 
 
@@ -220,7 +143,10 @@ def check_pairs(
 
     Parameters
     ----------
-    frequencies: how frequent tokens are; None takes what is known of the model (`Frequencies.of_model`).
+    experiment : Experiment
+    limits : Limits, optional
+    frequencies : Frequencies, optional
+        How frequent tokens are; None takes what is known of the model (`Frequencies.of_model`).
     """
     limits = limits or Limits()
     model, pairs = experiment.model, experiment.pairs
@@ -267,7 +193,7 @@ def check_pairs(
 
 
 def check_task(experiment: Experiment, settings: TaskSettings) -> PairCheck:
-    """`check_pairs`, with the frequency file of the task's settings where it has one."""
+    """Do `check_pairs` with the frequency file of the task's settings, if they name one."""
     if settings.frequencies is None:
         return check_pairs(experiment)
     return check_pairs(experiment, frequencies=Frequencies.read(settings.frequencies, experiment.model.tokenizer))
@@ -296,9 +222,9 @@ def _label(pair: TokenizedPair, position: int) -> str:
 
 
 def _shift(clean: Sequence[int], corrupted: Sequence[int]) -> int:
-    """By how much a stretch is moved: three quarters of it are the same, but a token or two further on (− is back).
+    """Return by how much a stretch is moved: three quarters of it are the same, 1 or 2 tokens further on (− is back).
 
-    Looks from the first to the last difference, in stretches of at least five tokens, so that a few words in another
+    The stretch goes from the first to the last difference. It has at least five tokens, so that a few words in another
     order do not count.
     """
     at = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from acdc.errors import ConfigError, TaskError
-from acdc.evaluation.pair_check import PairCheck, PairRecord, check_task
+from acdc.evaluation.pair_check import PairCheck, check_task
+from acdc.evaluation.pair_record import PairRecord
 from acdc.experiment import Experiment
 from acdc.result import Result, as_table
 from acdc.tasks.base import TaskSettings
 
-# What a filter keeps, and which of the `Limits` its number stands for.
+# What each filter keeps, and which of the `Limits` its number is.
 FILTERS = {
     "correct": ("the model prefers the answer on the clean prompt", ""),
     "flips": ("the corrupted prompt reverses the preference", ""),
@@ -34,23 +35,32 @@ _NEEDS_CHOICE = ("correct", "flips", "weakened", "confident")
 
 @dataclass(frozen=True)
 class Filtered:
-    """What filters leave: `indices` of the pairs, and how many fell out at each filter, in turn."""
+    """What filters leave.
+
+    Attributes
+    ----------
+    indices : list of int
+        The pairs that are left.
+    dropped : dict of str to int
+        How many pairs fell out at each filter, in turn.
+    """
 
     indices: list[int]
     dropped: dict[str, int]
 
     def note(self) -> str:
-        """One line for the user."""
+        """Say in a line what is left."""
         n = len(self.indices) + sum(self.dropped.values())
         return f"task.filter keeps {len(self.indices)} of {n} pairs; fell out: {_counts(self.dropped)}"
 
 
 def keep_good(experiment: Experiment, settings: TaskSettings) -> Experiment:
-    """The experiment on the pairs that pass `settings.filter`; a note says how many fell out.
+    """Return the experiment on the pairs that pass `settings.filter`; a note says how many fell out.
 
     Raises
     ------
-    ConfigError, TaskError: as `apply_filter`.
+    ConfigError, TaskError
+        As `apply_filter`.
     """
     names = [settings.filter] if isinstance(settings.filter, str) else settings.filter
     filtered = apply_filter(names, check_task(experiment, settings))
@@ -59,15 +69,20 @@ def keep_good(experiment: Experiment, settings: TaskSettings) -> Experiment:
 
 
 def apply_filter(names: Sequence[str], check: PairCheck) -> Filtered:
-    """The pairs that pass the filters, in turn; a pair with several corrupted partners has to pass with each.
+    """Find the pairs that pass the filters, in turn; a pair with several corrupted partners has to pass with each.
 
     Parameters
     ----------
-    names: of `FILTERS`; those with a limit can be given it: `confident:0.25`, `minimal:3`, `weakened:0.2`.
+    names : sequence of str
+        Names of `FILTERS`. A filter with a limit may be given one: `confident:0.25`, `minimal:3`, `weakened:0.2`.
+    check : PairCheck
 
     Raises
     ------
-    ConfigError: no such filter, or one that these pairs or this model cannot answer. TaskError: no pair is left.
+    ConfigError
+        No such filter, or one that these pairs or this model cannot answer.
+    TaskError
+        No pair is left.
     """
     left, dropped = set(range(len(check.pairs))), {}
     tests = [(str(name), *_parse(str(name), check)) for name in names]
@@ -84,7 +99,7 @@ def apply_filter(names: Sequence[str], check: PairCheck) -> Filtered:
 
 
 def limits_table(check: PairCheck) -> list[tuple[str, int]]:
-    """Filter, as `task.filter` takes it → how many pairs it would leave by itself."""
+    """Return how many pairs each filter, as `task.filter` takes it, would leave by itself."""
     most = sorted({max(len(r.swaps) for r in records) for records in check.records_of_pairs} - {0})
     limits: dict[str, Sequence[float]] = {"weakened": [check.limits.left], "confident": MARGINS, "minimal": most[:5]}
     rows = []
@@ -134,7 +149,7 @@ class CheckedPairs(Result):
 
 
 def _parse(text: str, check: PairCheck) -> tuple[str, float]:
-    """A filter's name and its limit."""
+    """Return a filter's name and its limit."""
     name, colon, number = text.partition(":")
     if name not in FILTERS:
         raise ConfigError(f"task.filter={text} is not known: choose of {', '.join(FILTERS)}")

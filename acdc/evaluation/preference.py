@@ -1,7 +1,7 @@
 """What a model prefers on the clean and on the corrupted prompts of an experiment, and how sure it is.
 
-Where a pair has no answers, the model's own top token on the clean prompt takes their place; where it has no wrong
-answers, the strongest other token of each run does.
+If a pair has no answers, the model's own top token on the clean prompt takes their place. If it has no wrong answers,
+the strongest other token of each run does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from acdc.experiment import Experiment
 from acdc.model.forward import run
 from acdc.process import undisturbed
 
-# Logits that are held at once: so many numbers make a block of pairs.
+# The numbers of a block of pairs: logits that are held at once.
 BLOCK = 20_000_000
 
 
@@ -25,10 +25,13 @@ class Preference:
 
     Attributes
     ----------
-    value: answers minus wrong answers, as the logit difference or, with metric=prob_diff, the difference of
-        probability; NaN for a model with one output, which cannot prefer.
-    p_answers, p_wrong: their summed probability.
-    accuracy: the share of positions at which the model's top token is an answer.
+    value : float
+        Answers minus wrong answers: the logit difference or, with metric=prob_diff, the difference of probability. NaN
+        for a model with one output, which cannot prefer.
+    p_answers, p_wrong : float
+        The summed probability of the answers and of the wrong answers.
+    accuracy : float
+        The share of positions at which the model's top token is an answer.
     """
 
     value: float
@@ -44,7 +47,16 @@ class Preference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A clean and a corrupted run of one pair. `kl`: KL(clean ‖ corrupted) in nats. `l2`: mean squared difference."""
+    """A clean and a corrupted run of one pair.
+
+    Attributes
+    ----------
+    clean, corrupted : Preference
+    kl : float
+        KL(clean ‖ corrupted) in nats.
+    l2 : float
+        The mean squared difference of the logits.
+    """
 
     clean: Preference
     corrupted: Preference
@@ -55,9 +67,9 @@ class Comparison:
 @undisturbed
 @torch.no_grad()
 def preferences(experiment: Experiment) -> list[Comparison]:
-    """For every pair, and each of its corrupted partners in turn, what the two runs give.
+    """Return what the two runs give, for every pair and each of its corrupted partners in turn.
 
-    Costs one run on the corrupted prompts, in blocks; the clean run is the experiment's own.
+    Costs one run on the corrupted prompts, in blocks. The clean run is the experiment's own.
     """
     readouts, batch, model = experiment.readouts, experiment.batch, experiment.model
     draws = experiment.ablation.n_draws  # a partner's rows differ only in what removed edges carry
@@ -90,7 +102,7 @@ def preferences(experiment: Experiment) -> list[Comparison]:
 
 
 def _compare(clean: Tensor, corrupted: Tensor, answers: Tensor, wrong: Tensor, probabilities: bool) -> Tensor:
-    """Both runs at each readout: `readout 10`, the numbers of `Comparison` in order. Logits: `readout vocabulary`."""
+    """Return the numbers of `Comparison` in order at each readout, `readout 10`. Logits are `readout vocabulary`."""
     none = torch.full_like(clean[:, :1], -1, dtype=torch.long)
     given = (answers >= 0).any(-1, keepdim=True)
     answers = torch.cat((answers, torch.where(given, none, clean.argmax(-1, keepdim=True))), -1)
@@ -105,7 +117,7 @@ def _compare(clean: Tensor, corrupted: Tensor, answers: Tensor, wrong: Tensor, p
 
 
 def _strongest_other(logits: Tensor, answers: Tensor) -> Tensor:
-    """The best token that is no answer, `readout 1`; −1 where there is no other."""
+    """Return the best token that is no answer, `readout 1`; −1 where there is no other."""
     rest = logits.clone()
     row, column = (answers >= 0).nonzero(as_tuple=True)
     rest[row, answers[row, column]] = float("-inf")
@@ -114,7 +126,7 @@ def _strongest_other(logits: Tensor, answers: Tensor) -> Tensor:
 
 
 def _preference(logits: Tensor, answers: Tensor, wrong: Tensor, probabilities: bool) -> list[Tensor]:
-    """The four numbers of `Preference`, each `readout`. −1 among the ids stands for none."""
+    """Return the four numbers of `Preference`, each `readout`. −1 among the ids stands for none."""
     p = logits.softmax(-1)
 
     def total(scores: Tensor, ids: Tensor) -> Tensor:

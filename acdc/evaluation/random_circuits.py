@@ -1,8 +1,8 @@
-"""Random circuits of a given size: what a circuit's numbers have to be held against.
+"""Random circuits of a given size, to hold a circuit's numbers against.
 
 `paths` (Shi et al. 2024, arXiv:2410.13032): whole paths from an input to the logits, each a random walk, until there
-are as many edges as wanted. Every edge then lies on a path, as those of a circuit do. `edges`: any edges alike, as a
-ranking by random scores has them (MIB); of a sparse circuit's few are then connected to anything.
+are as many edges as wanted. Every edge then lies on a path, as the edges of a circuit do. `edges`: edges drawn
+uniformly, as a ranking by random scores draws them (MIB). In a sparse circuit few of these are connected to anything.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ _IDLE = 100  # walks in a row that do not fit before what is missing is filled u
 
 
 def random_circuits(circuit: Circuit, draws: int, seed: int = 0, kind: str = "paths") -> list[Circuit]:
-    """Circuits with as many edges as this one, of the same graph; effects are 0.
+    """Draw circuits of the same graph with as many edges as this one; effects are 0.
+
+    Parameters
+    ----------
+    circuit : Circuit
+    draws : int
+    seed : int
+    kind : str
+        `paths` or `edges`.
 
     Raises
     ------
-    ConfigError: another kind.
+    ConfigError
+        Another kind.
     """
     if kind not in KINDS:
         raise ConfigError(f"random circuits of the kind {kind!r} are not known: choose one of {', '.join(KINDS)}")
@@ -38,13 +47,13 @@ def random_circuits(circuit: Circuit, draws: int, seed: int = 0, kind: str = "pa
 
 
 class Walk:
-    """Random walks from an input to the logits: at each sender one of its edges, all alike."""
+    """Random walks from an input to the logits; each step takes one of the sender's edges, drawn uniformly."""
 
     def __init__(self, graph: Graph, rng: random.Random) -> None:
         self.graph, self.rng = graph, rng
 
     def path(self) -> list[Edge]:
-        """The edges of one path, with the projection edges of its ports where the graph has them."""
+        """Draw the edges of one path, with the projection edges of its ports where the graph has them."""
         edges: list[Edge] = []
         node = self.rng.choice(self.graph.inputs)
         while node != "logits":
@@ -56,7 +65,7 @@ class Walk:
         return edges
 
     def until(self, size: int, given: Sequence[Edge] = ()) -> dict[Edge, None]:
-        """The edges of random paths beside the given ones, at most `size` in all; fewer where no more paths fit."""
+        """Add the edges of random paths to the given ones, up to `size` in all; fewer where no more paths fit."""
         edges = dict.fromkeys(given)
         idle = 0
         while len(edges) < size and idle < _IDLE:

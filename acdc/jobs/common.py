@@ -45,7 +45,6 @@ def write_in_one_go(
     pairs : bool
         Whether the page says at the end what was found of the pairs.
     """
-
     with logging_to(folder / "run.log"):
         state = begin(prepared, folder)
         announce(prepared, console)

@@ -23,7 +23,7 @@ from acdc.discovery.random import Random
 from acdc.engine.full import FullEngine
 from acdc.engine.memory import PeakMemory
 from acdc.errors import AcdcError
-from acdc.evaluation.grading import known_circuits
+from acdc.evaluation.known import known_circuits
 from acdc.evaluation.method_table import COSTS, Judge, Judged, MethodTable, usual_equal_size
 from acdc.experiment import Experiment
 from acdc.jobs.as_found import how_found

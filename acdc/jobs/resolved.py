@@ -6,7 +6,7 @@ from typing import Any
 
 from yaml import safe_dump
 
-from acdc.evaluation.grading import known_circuits
+from acdc.evaluation.known import known_circuits
 from acdc.evaluation.method_table import usual_equal_size
 from acdc.evaluation.minimality import threshold_of
 from acdc.jobs.prepare import Prepared

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from acdc.evaluation.pair_check import PairCheck, PairRecord
+from acdc.evaluation.pair_check import PairCheck
 from acdc.evaluation.pair_filter import FILTERS, limits_table
+from acdc.evaluation.pair_record import PairRecord
 from acdc.report.numbers import number
 from acdc.report.view import Block, Bullets, Cell, Marked, Section, Table, View
 
@@ -183,7 +184,8 @@ _REMARKS: dict[str, Callable[[PairRecord], bool]] = {
 
 def _structure(check: PairCheck) -> str:
     """Lengths are equal, or the pairs would have been refused; a moved stretch or hardly a common token is another
-    structure."""
+    structure.
+    """
     others = len({record.pair for record in (*check.unlike, *(r for r in check.records if r.shift))})
     equal = min(record.equal_share for record in check.records)
     same = "all" if not others else f"{len(check.pairs) - others} of {len(check.pairs)}"

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation import preference
 from acdc.evaluation.frequency import Frequencies
-from acdc.evaluation.pair_check import Limits, check_pairs
+from acdc.evaluation.pair_check import check_pairs
+from acdc.evaluation.pair_record import Limits
 from acdc.experiment import Experiment
 from acdc.report.pairs import pairs_section
 from acdc.tasks.base import Pair, Task

@@ -14,8 +14,9 @@ from acdc.engine.full import FullEngine
 from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.derive import derive_truth
-from acdc.evaluation.grading import grade, known_circuits
+from acdc.evaluation.grading import grade
 from acdc.evaluation.ground_truth import Truth, load_truth, published
+from acdc.evaluation.known import known_circuits
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.model import ModelSettings
 from acdc.tasks import TASKS

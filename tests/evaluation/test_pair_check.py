@@ -17,8 +17,9 @@ from rich.console import Console
 from acdc.ablation import Noise
 from acdc.errors import ConfigError, TaskError
 from acdc.evaluation import preference
-from acdc.evaluation.pair_check import Limits, PairCheck, PairRecord, check_pairs
+from acdc.evaluation.pair_check import PairCheck, check_pairs
 from acdc.evaluation.pair_filter import FILTERS, apply_filter, limits_table
+from acdc.evaluation.pair_record import Limits, PairRecord
 from acdc.experiment import Experiment
 from acdc.report.pairs import pairs_section, summary, view
 from acdc.report.writer import show
