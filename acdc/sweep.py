@@ -35,21 +35,27 @@ SHOWN = {
 
 
 def show_run(folder: Path, sweep: Path) -> None:
-    """One line about a run of a sweep, when it ends: its own overrides and what came out."""
+    """Print a line about a run of a sweep when it ends: its own overrides and what came out."""
     run = _read(folder)
     shown = [f"{name} {_cell(key, run[key])}" for key, name in SHOWN.items() if run.get(key) is not None]
     say(Console(), f"{folder.name}: {own_overrides(folder, sweep)}: {', '.join(shown)}")
 
 
 def own_overrides(folder: Path, sweep: Path) -> str:
-    """Those of a run that not every run of its sweep has."""
+    """Return the overrides of a run that not every run of its sweep has."""
     shared = sweep_overrides(sweep)
     own = _overrides(folder).items()
     return " ".join(f"{k}={v}" for k, v in own if f"{k}={v}" not in shared and f"{k}=choice({v})" not in shared)
 
 
 def sweep_overrides(folder: Path) -> list[str]:
-    """What a sweep was started with; RunError where its `multirun.yaml` is damaged."""
+    """Return what a sweep was started with.
+
+    Raises
+    ------
+    RunError
+        Its `multirun.yaml` is damaged.
+    """
     file = folder / "multirun.yaml"
     try:
         hydra = safe_load(file.read_text(encoding="utf-8"))["hydra"]
@@ -61,8 +67,14 @@ def sweep_overrides(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class SweepState:
-    """How far a sweep is: the folders of runs that are `finished`, that can `go_on` and that another process is
-    `running`; the overrides of those that were `never_started`.
+    """How far a sweep is.
+
+    Attributes
+    ----------
+    finished, go_on, running : list of Path
+        The folders of runs that are finished, that can go on, and that another process is running.
+    never_started : list of str
+        The overrides of runs that were never started.
     """
 
     finished: list[Path]
@@ -86,11 +98,13 @@ def _names(places: Sequence[Path]) -> str:
 
 
 def sweep_state(folder: Path, combinations: Sequence[Sequence[str]]) -> SweepState:
-    """How far the sweep in a folder is.
+    """Return how far the sweep in a folder is.
 
     Parameters
     ----------
-    combinations: the overrides of each of its runs.
+    folder : Path
+    combinations : sequence of sequence of str
+        The overrides of each of its runs.
     """
     places = {tuple(sorted(_override_lines(place))): place for place in _runs(folder)}
     state = SweepState([], [], [], [])
@@ -107,7 +121,7 @@ def sweep_state(folder: Path, combinations: Sequence[Sequence[str]]) -> SweepSta
 
 
 def named(circuits: Mapping[str, Circuit], source: str | Path) -> dict[str, Circuit]:
-    """The circuits of a sweep's folder by what differs between their runs; others by the names they have."""
+    """Name the circuits of a sweep's folder by what differs between their runs; leave other names as they are."""
     folder = Path(source)
     given = {name: _overrides(folder / name) for name in circuits if (folder / name / ".hydra").is_dir()}
     if len(circuits) < 2 or len(given) < len(circuits):
@@ -122,7 +136,7 @@ def named(circuits: Mapping[str, Circuit], source: str | Path) -> dict[str, Circ
 
 
 def _varied(given: Iterable[Mapping[str, str]]) -> list[str]:
-    """The keys that not all have the same value of."""
+    """Return the keys whose values differ."""
     given = list(given)
     keys = dict.fromkeys(key for mine in given for key in mine)
     return [key for key in keys if len({mine.get(key) for mine in given}) > 1]
@@ -175,13 +189,13 @@ def _compare(folder: Path, labels: Mapping[Path, str], console: Console) -> None
 
 
 def _label(labels: Mapping[Path, str], place: Path) -> str:
-    """What was varied; with the run's name where that does not tell it from another run."""
+    """Return what was varied, with the run's name if that does not tell it from another run."""
     mine = labels[place]
     return mine if mine and list(labels.values()).count(mine) == 1 else f"{place.name} {mine}".strip()
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The metrics of a run, empty while it is not finished."""
+    """Return the metrics of a run; empty while it is not finished."""
     try:
         return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -198,7 +212,7 @@ def _override_lines(folder: Path) -> list[str]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The folders of a sweep's runs that were begun, in order."""
+    """Return the folders of the runs that were begun, in order."""
     return sorted((p.parent.parent for p in folder.glob("**/.hydra/overrides.yaml")), key=_by_number)
 
 

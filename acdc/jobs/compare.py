@@ -61,7 +61,25 @@ def run(prepared: Prepared, folder: Path, console: Console) -> None:
 def judge_all(
     judge: Judge, job: CompareSettings, folder: Path, console: Console, about: Mapping[str, Any] | None = None
 ) -> tuple[list[Judged], dict[str, str]]:
-    """Every method's row, the random baseline last; and why others have none. `about`: provenance of all circuits."""
+    """Judge every method, the random baseline last.
+
+    Parameters
+    ----------
+    judge : Judge
+    job : CompareSettings
+    folder : Path
+        Methods keep in it what they find.
+    console : Console
+    about : mapping, optional
+        Added to the provenance of every circuit.
+
+    Returns
+    -------
+    list of Judged
+        A row a method.
+    dict of str to str
+        Why other methods have none.
+    """
     engine, settings = FullEngine(judge.experiment), job.settings
     judged: list[Judged] = []
     refused: dict[str, str] = {}
@@ -105,14 +123,20 @@ def find(
     where: str,
     about: Mapping[str, Any] | None = None,
 ) -> Circuit:
-    """A method's circuit with its scores and costs, found now or by an earlier try.
+    """Return a method's circuit with its scores and costs, found now or by an earlier try.
 
-    Costs, in `metrics`: `seconds` by the clock and `processor_seconds` of all threads, both over all tries; `peak_mb`,
-    the memory that the method takes besides what is there, in the last try.
+    Returns
+    -------
+    Circuit
+        Its `metrics` hold the costs: `seconds` by the clock and `processor_seconds` of all threads, both over all
+        tries; `peak_mb`, the memory that the method takes besides what is there, in the last try.
 
     Raises
     ------
-    RunError: a file of the earlier try is damaged. _Failed: the method has no scores.
+    RunError
+        A file of the earlier try is damaged.
+    _Failed
+        The method has no scores.
     """
     done = place / "circuit.json"
     if done.is_file():
@@ -137,7 +161,7 @@ def find(
 
 
 class _Timed(TensorStore):
-    """Keeps beside a method's state how long it has taken: `clock`, by the clock and of the processor."""
+    """Keeps beside a method's state how long it has taken, by the clock and of the processor."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

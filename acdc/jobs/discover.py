@@ -46,11 +46,12 @@ SECONDS_BETWEEN_NOTES = 5.0  # of a method that makes no decisions
 
 
 def run(prepared: Prepared, folder: Path, console: Console) -> Circuit:
-    """Find a circuit and write everything about it into an existing folder; goes on where an earlier try stopped.
+    """Find a circuit and write everything about it into an existing folder; go on where an earlier try stopped.
 
     Raises
     ------
-    RunError: the journal is of another run, or the result does not pass its own check.
+    RunError
+        The journal is of another run, or the result does not pass its own check.
     """
     journal = Journal(folder)
     with closing(journal), logging_to(folder / "run.log"):
@@ -114,7 +115,7 @@ class _Bookkeeper(NoObserver):
 
 
 def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dict[str, Any]]:
-    """Metrics, method and provenance of a found circuit; returns what it does with each corrupted partner alone."""
+    """Add metrics and provenance to a found circuit; return what it does with each corrupted partner alone."""
     experiment = prepared.experiment
     loop = circuit.metrics
     measured = faithfulness(experiment, circuit)
@@ -153,7 +154,7 @@ def _complete(circuit: Circuit, prepared: Prepared, state: RunState) -> list[dic
 
 
 def _peak_mb() -> float:
-    """Largest memory of this process, and of the GPU where it used one."""
+    """Return the largest memory of this process and, if it used one, of the GPU."""
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
     return peak_memory() / 2**20 + gpu
 

@@ -44,7 +44,7 @@ def path_notes(circuit: Circuit) -> list[str]:
 
 
 def _more(circuit: Circuit) -> str:
-    """How to get a circuit with a path."""
+    """Say how to get a circuit with a path."""
     method, at = circuit.method, circuit.metrics.get("path_at")
     advice = discovery.METHODS.load(method["name"]).to_keep_more
     if at is None:

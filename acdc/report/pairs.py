@@ -26,7 +26,7 @@ OUTCOMES = {
 
 
 def summary(check: PairCheck) -> list[tuple[str, str]]:
-    """What there is to say about all pairs, as (what, value)."""
+    """Summarise all pairs, as (what, value)."""
     records, n = check.records, len(check.pairs)
     lengths = [record.n_tokens for record in records]
     differing = Counter(len(record.swaps) for record in records)
@@ -90,7 +90,7 @@ def _preference(check: PairCheck) -> list[tuple[str, str]]:
 
 
 def view(check: PairCheck) -> View:
-    """The page and the console of `job=check`."""
+    """Say what `job=check` shows."""
     n, problems = len(check.pairs), len(check.problems())
     verdict = f"{problems} things speak against them." if problems else "nothing speaks against them."
     return View(
@@ -131,7 +131,7 @@ def _each_pair_table(check: PairCheck) -> Table:
 
 
 def _each_pair_section(check: PairCheck) -> Section:
-    """The same for a page."""
+    """Make the same for a page."""
     rows, header = [_cells(check, record) for record in check.records[:MOST_ON_PAGE]], _header(check)
     ranks = "In brackets, how frequent the tokens are: 1 is the most frequent." * bool(check.frequencies)
     rest = len(check.records) - MOST_ON_PAGE
@@ -183,8 +183,9 @@ _REMARKS: dict[str, Callable[[PairRecord], bool]] = {
 
 
 def _structure(check: PairCheck) -> str:
-    """Lengths are equal, or the pairs would have been refused; a moved stretch or hardly a common token is another
-    structure.
+    """Say how many pairs have one structure: no moved stretch, enough common tokens.
+
+    Lengths are equal, or the pairs would have been refused.
     """
     others = len({record.pair for record in (*check.unlike, *(r for r in check.records if r.shift))})
     equal = min(record.equal_share for record in check.records)
@@ -262,7 +263,7 @@ def _frequency(check: PairCheck) -> str:
 
 
 def _irregular(check: PairCheck) -> str:
-    """How many pairs repeat, share a prompt, are shifted or of another structure."""
+    """Say how many pairs repeat, share a prompt, are shifted or of another structure."""
     records = check.records
     kinds = {
         "repeat an earlier pair": [r.pair for r in records if r.repeats is not None],

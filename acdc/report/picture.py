@@ -39,16 +39,21 @@ def render(circuit: Circuit, path: str | Path, **options: Any) -> Path:
 
     Parameters
     ----------
-    options: `title`, `on_path` (default True: only edges on a path from input to logits), `legend` and `max_edges`
-        (default 400 in pictures, without limit in DOT), as in `acdc.formats.dot.dot_source`.
+    circuit : Circuit
+    path : str or Path
+    **options
+        `title`, `on_path` (default True: only edges on a path from input to logits), `legend`, and `max_edges` (default
+        400 in pictures, no limit in DOT), as in `acdc.formats.dot.dot_source`.
 
     Returns
     -------
-    The file written: `path`, or the DOT file of the same name where nothing can lay it out (logged as a warning).
+    Path
+        The file written: `path`, or the DOT file of the same name if nothing can lay it out (logged as a warning).
 
     Raises
     ------
-    FormatError: another suffix.
+    FormatError
+        Another suffix.
     """
     written, warning = render_all(circuit, [path], **options)
     if warning:
@@ -57,12 +62,14 @@ def render(circuit: Circuit, path: str | Path, **options: Any) -> Path:
 
 
 def render_all(circuit: Circuit, paths: Sequence[str | Path], **options: Any) -> tuple[list[Path], str]:
-    """Draw a circuit in several formats with one layout; `options` as in `render`.
+    """Draw a circuit in several formats with one layout; the options are those of `render`.
 
     Returns
     -------
-    The files written, and one line saying what could not be drawn (empty if all was). Where there is no layout, a DOT
-    file is written beside the pictures asked for.
+    list of Path
+        The files written. If nothing can lay the circuit out, it is a DOT file instead of the pictures.
+    str
+        One line that says what could not be drawn; empty if everything was.
     """
     targets = [Path(path) for path in paths]
     for path in targets:
@@ -81,7 +88,7 @@ def render_all(circuit: Circuit, paths: Sequence[str | Path], **options: Any) ->
 
 
 def _draw(circuit: Circuit, kinds: list[str], options: dict[str, Any]) -> tuple[dict[str, bytes], str]:
-    """The pictures' contents by format, with fewer edges where layout takes too long; empty without an engine."""
+    """Return pictures by format, with fewer edges if the layout takes too long; empty without an engine."""
     options = {"max_edges": MAX_EDGES, **options}
     while True:
         try:
@@ -112,7 +119,7 @@ def _lay_out(dot: str, kinds: list[str]) -> tuple[dict[str, bytes], str]:
 
 
 def _engines() -> list[list[str]]:
-    """Commands that take `dot`'s arguments, the best first."""
+    """Return commands that take `dot`'s arguments, the best first."""
     engines = []
     if program := shutil.which("dot"):
         engines.append([program])
@@ -122,7 +129,7 @@ def _engines() -> list[list[str]]:
 
 
 def _fonts_conf(folder: Path) -> Path:
-    """A fontconfig file that knows only matplotlib's DejaVu Sans, and gives it for every name."""
+    """Write a fontconfig file that knows only matplotlib's DejaVu Sans, and gives it for every name."""
     matplotlib = importlib.util.find_spec("matplotlib")
     assert matplotlib is not None
     assert matplotlib.origin is not None
