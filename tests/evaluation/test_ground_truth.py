@@ -15,7 +15,7 @@ from acdc.engine.mask import EdgeMask
 from acdc.errors import ConfigError, FormatError
 from acdc.evaluation.derive import derive_truth
 from acdc.evaluation.grading import grade
-from acdc.evaluation.ground_truth import Truth, load_truth, published
+from acdc.evaluation.ground_truth import Truth, load_truth, names, published
 from acdc.evaluation.known import known_circuits
 from acdc.graph import Edge, Graph, GraphConfig
 from acdc.model import ModelSettings
@@ -55,7 +55,7 @@ def test_published_circuits_have_the_stated_sizes(name: str, heads: int, plain: 
     assert {edge for edge in whole.edges if not edge.is_projection} == truth.edges
     assert all(edge in whole.graph for edge in whole.edges)
     assert truth.sources
-    assert name in TASKS
+    assert name in names()
 
 
 def test_the_original_counts_its_projections_by_heads() -> None:

@@ -20,8 +20,12 @@ def test_by_brute_force(family: str, metric: str) -> None:
     edges, _ = random_mask(one.graph, 2, 0.4)
     full = oracle_logits(model.truth, rows, list(one.graph))
 
+    losses: dict[frozenset[Edge], float] = {}
+
     def loss(present: list[Edge]) -> float:
-        return naive_loss(metric, rows, oracle_logits(model.truth, rows, present), full)
+        if (key := frozenset(present)) not in losses:
+            losses[key] = naive_loss(metric, rows, oracle_logits(model.truth, rows, present), full)
+        return losses[key]
 
     circuit = Circuit(one.graph, dict.fromkeys(edges, 1.0))
     worth = minimality(one, circuit).worth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from experiments import KINDS, Small, experiment, naive_metric, oracle_logits, random_pairs, rows_of, small
 
 from acdc.circuit import Circuit
@@ -23,14 +24,28 @@ def scores_of(graph: object, seed: int) -> dict[Edge, float]:
     return {edge: rng.uniform(-1, 1) for edge in graph}  # type: ignore[attr-defined]
 
 
-def brute(model: Small, pairs: list[Pair], edges: list[Edge], ablation: str) -> tuple[float, float]:
-    """Recovery of the logit difference and KL of a set of edges."""
-    rows = rows_of(pairs)
-    everything = [Edge(*edge) for edge in experiment(model, pairs).graph]
-    full = oracle_logits(model.truth, rows, everything, ablation)
-    none, own = (oracle_logits(model.truth, rows, some, ablation) for some in ([], edges))
-    clean, empty, found = (naive_metric("logit_diff", rows, logits, full) for logits in (full, none, own))
-    return (found - empty) / (clean - empty), naive_metric("kl_div", rows, own, full)
+class Brute:
+    """Recovery of the logit difference and KL of sets of edges, by the oracle; none is evaluated twice."""
+
+    def __init__(self, model: Small, pairs: list[Pair], ablation: str = "corrupted") -> None:
+        self.model, self.rows, self.ablation = model, rows_of(pairs), ablation
+        self.full = self.logits([Edge(*edge) for edge in experiment(model, pairs).graph])
+        self.clean, self.empty = (self.metric("logit_diff", logits) for logits in (self.full, self.logits([])))
+        self.known: dict[frozenset[Edge], tuple[float, float]] = {}
+
+    def logits(self, edges: list[Edge]) -> torch.Tensor:
+        return oracle_logits(self.model.truth, self.rows, edges, self.ablation)
+
+    def metric(self, name: str, logits: torch.Tensor) -> float:
+        return naive_metric(name, self.rows, logits, self.full)
+
+    def __call__(self, edges: list[Edge]) -> tuple[float, float]:
+        key = frozenset(edges)
+        if key not in self.known:
+            own = self.logits(edges)
+            share = (self.metric("logit_diff", own) - self.empty) / (self.clean - self.empty)
+            self.known[key] = share, self.metric("kl_div", own)
+        return self.known[key]
 
 
 def on_path(edges: list[Edge]) -> list[Edge]:
@@ -55,7 +70,8 @@ def test_against_brute_force(kind: str, ablation: str, absolute: bool) -> None:
     here = experiment(model, pairs, "logit_diff", ablation)
     scores = scores_of(here.graph, 3)
     order = sorted(here.graph, key=lambda edge: -(abs(scores[edge]) if absolute else scores[edge]))
-    truth = {n: brute(model, pairs, on_path(order[:n]), ablation) for n in range(len(order) + 1)}
+    brute = Brute(model, pairs, ablation)
+    truth = {n: brute(on_path(order[:n])) for n in range(len(order) + 1)}
     ranking = Ranking(here, scores, absolute)
     for size in ranking.at(range(1, len(order) + 1)):
         n = int(size.edges)
@@ -72,11 +88,12 @@ def test_the_least_size_is_exact_in_a_small_graph() -> None:
     """13 edges: every size is on the grid up to 12, and 13 is all."""
     model, pairs = small("gpt2", n_layers=1, n_heads=1), random_pairs(lengths=(4, 4, 4))
     here = experiment(model, pairs, "logit_diff")
+    brute = Brute(model, pairs)
     assert grid(len(here.graph)) == list(range(1, len(here.graph) + 1))
     for seed in range(4):
         scores = scores_of(here.graph, seed)
         order = sorted(here.graph, key=lambda edge: -scores[edge])
-        reached = [n for n in range(len(order) + 1) if brute(model, pairs, on_path(order[:n]), "corrupted")[0] >= 0.9]
+        reached = [n for n in range(len(order) + 1) if brute(on_path(order[:n]))[0] >= 0.9]
         found = Ranking(here, scores, absolute=False).first(0.9)
         assert found is not None
         assert found.edges == min(reached)
@@ -117,12 +134,10 @@ def test_the_row_of_a_method() -> None:
     truth = Truth("mine", "file", graph, true)
     judge = Judge(here, (3, 8), 5, truths={"file": truth})
     circuit = Circuit(graph, {}, scores, method={"name": "exact"}, metrics={"seconds": 2.0})
-    row = judge.judge([circuit])
+    row, brute = judge.judge([circuit]), Brute(model, pairs)
     assert list(row.numbers) == judge.columns
     for n in (3, 8):
-        assert row.numbers[f"kl_at_{n}"] == pytest.approx(
-            brute(model, pairs, on_path(by_size[:n]), "corrupted")[1], abs=2e-4
-        )
+        assert row.numbers[f"kl_at_{n}"] == pytest.approx(brute(on_path(by_size[:n]))[1], abs=2e-4)
     wrong = len(graph) - 2
     assert row.numbers["auc"] == pytest.approx(0.5 + 0.5 * (wrong - 1) / wrong)
     assert (row.numbers["seconds"], row.numbers["peak_mb"]) == (2.0, None)
@@ -130,7 +145,7 @@ def test_the_row_of_a_method() -> None:
     expected = {}
     for name, order in (("cpr", sorted(graph, key=lambda edge: -scores[edge])), ("cmd", by_size)):
         chosen = [on_path(order[: int(share * len(graph))]) for share in FRACTIONS]
-        f = [brute(model, pairs, edges, "corrupted")[0] for edges in chosen]
+        f = [brute(edges)[0] for edges in chosen]
         height = f if name == "cpr" else [abs(1 - value) for value in f]
         pieces = zip(FRACTIONS, FRACTIONS[1:], height, height[1:], strict=False)
         expected[name] = sum((b - a) * (low + high) / 2 for a, b, low, high in pieces)

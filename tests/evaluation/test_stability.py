@@ -39,7 +39,8 @@ def test_other_places_same_model(kind: str) -> None:
     other = replace(one, model=reordered(one.model, order))
     assert other.clean_logits.sub(one.clean_logits).abs().max() < 1e-9
     whole = Circuit(one.graph, dict.fromkeys(one.graph, 0.0))
-    here, there = minimality(one, whole).worth, minimality(other, whole).worth
+    some = [edge for edge in one.graph if edge.sender.startswith("a0") and edge.receiver.startswith("a1")]
+    here, there = (minimality(which, whole, some).worth for which in (one, other))
     for place, head in enumerate(order[1]):
         for port in ("<q>", "<k>", "<v>"):
             for place0, head0 in enumerate(order[0]):
@@ -49,7 +50,7 @@ def test_other_places_same_model(kind: str) -> None:
 
 
 def test_names_are_translated_back() -> None:
-    one = experiment(small("llama", n_heads=4), random_pairs(0, (5,) * 6), "logit_diff")
+    one = experiment(small("llama", n_heads=4), random_pairs(0, (5,) * 3), "logit_diff")
     method = METHODS.load("acdc")(threshold=0.02, projection_edges=True)
     order = random_order(one.model, random.Random(3))
     found = discover_in_order(one, method, order)
