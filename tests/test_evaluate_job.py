@@ -138,8 +138,12 @@ def test_circuits_of_a_sweep_are_called_by_what_differs(case: Case, here: Path) 
     ("group", "values", "said"),
     [
         ("task", {"name": "marker.build"}, "circuit.json was found with task=marker.build"),
-        ("task", {"name": "ioi", "_target_": "marker.build"}, "task._target_ does not exist"),
-        ("ablation", {"name": "corrupted", "_target_": "marker.build"}, "ablation._target_ does not exist"),
+        ("task", {"name": "ioi", "_target_": "marker.build"}, "task._target_=marker.build stands in a file"),
+        (
+            "ablation",
+            {"name": "corrupted", "_target_": "marker.build"},
+            "ablation._target_=marker.build stands in",
+        ),
         ("model", {"name": "local", "path": 5}, "model.path=5 is not allowed"),
         ("task", {"name": "pairs", "path": "/nowhere.jsonl"}, "/nowhere.jsonl"),
     ],

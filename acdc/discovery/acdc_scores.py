@@ -47,18 +47,20 @@ class ACDCScores(SelectingMethod):
         False,
         "an edge gone at a threshold stays gone at larger ones, untested: an approximation, with half the tests",
     )
-    engine: str = option("incremental", "as of method=acdc, and so are the next ones")
+    engine: str = option("incremental", "as of method=acdc, and so are the next ones", acdc.ENGINES)
     batch_size: int | Literal["auto"] = option(
-        "auto", "candidates tested at once, auto or a number; changes no decision"
+        "auto", "candidates tested at once, auto or a number; changes no decision", least=1
     )
-    memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free")
+    memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free", above=0)
     verify_every: int | Literal["auto"] = option(
         "auto",
         "compare every so-many-th test with the full engine; auto: about 2% of the time, 0: never",
+        least=0,
     )
     tie_tolerance: float = option(
         1e-06,
         "ε: the unit that rounding is measured in, and where an effect is settled in float64 before it is; 0: never",
+        least=0,
     )
 
     def __post_init__(self) -> None:

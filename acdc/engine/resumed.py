@@ -65,7 +65,8 @@ class ResumedRun:
     def unchanged(self) -> Float[Tensor, " readout"]:
         """The metric of this run at each readout, `readout`."""
         metric = self.experiment.metric
-        return metric.values(self.model.unembed(self.experiment.read(self.pre[-1]), metric.columns))
+        with torch.no_grad():  # whoever asks first: gradients change which kernel multiplies, and so the last digit
+            return metric.values(self.model.unembed(self.experiment.read(self.pre[-1]), metric.columns))
 
     @torch.no_grad()
     def metric_values(

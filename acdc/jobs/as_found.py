@@ -40,7 +40,8 @@ def recorded(circuit: Circuit) -> Found:
     if isinstance(stored := about.get("settings"), Mapping):
         found = {group: dict(stored[group]) for group in GROUPS if isinstance(stored.get(group), Mapping)}
         if found.get("ablation", {}).get("name") in ("corrupted", "zero", "mean"):
-            found["ablation"] = {"name": found["ablation"]["name"]}  # older files have the options of noise too
+            for key in ("scale", "draws", "seed"):  # older files have the options of noise too
+                found["ablation"].pop(key, None)
         return found
     found = {}
     if circuit.task:

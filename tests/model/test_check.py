@@ -69,7 +69,7 @@ def test_a_loaded_model_that_goes_wrong_at_some_length(dtype: str, tmp_path: Pat
         Experiment.build(model, task(3, 5))
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="attention of layer 0 differs"):
-        one._with(one.task, Experiment.build(load(tmp_path / "llama", dtype), task(6)).pairs)
+        one._on(one.task, Experiment.build(load(tmp_path / "llama", dtype), task(6)).pairs)
 
 
 def test_fresh_pairs_are_looked_at(seen: list[int], tmp_path: Path) -> None:

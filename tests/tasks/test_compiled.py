@@ -202,9 +202,9 @@ def test_the_originals_prompts_have_no_bos_in_front() -> None:
     ("name", "options", "said"),
     [
         ("tracr_reverse", {"length": 5}, "task.length=5 is not known: choose one of 2, 3, 4"),
-        ("tracr_proportion", {"prompts": "mine"}, "task.prompts=mine is not known: choose one of words, original"),
-        ("gate_or", {"inputs": "none"}, "task.inputs=none is not known: choose one of ones, all"),
-        ("gate_and", {"corruption": "abc"}, "task.corruption=abc is not known: choose one of opposite, resample"),
+        ("tracr_proportion", {"prompts": "mine"}, "task.prompts=mine is not known: choose words or original"),
+        ("gate_or", {"inputs": "none"}, "task.inputs=none is not known: choose ones or all"),
+        ("gate_and", {"corruption": "abc"}, "task.corruption=abc is not known: choose opposite or resample"),
     ],
 )
 def test_what_is_not_allowed_is_said(name: str, options: dict[str, Any], said: str) -> None:
