@@ -131,7 +131,7 @@ class Noise(Ablation):
     scale: float = option(
         1.0, "in standard deviations of the sender over the pairs, per position and dimension", least=0
     )
-    draws: int = option(1, "the metric is averaged over so many draws", least=1)
+    draws: int = option(1, "draws that the metric is averaged over", least=1)
     seed: int = option(0, "of the noise")
 
     @property

@@ -61,7 +61,7 @@ class TrackerSettings(Settings):
         "words to find the run by: [paper, seed0]; null: WANDB_TAGS, or in a sweep its task, model and method",
     )
     run_name: str | None = option(None, "null: WANDB_NAME, or in a sweep the run's own settings, or what W&B chooses")
-    every: int = option(1, "one point per so many tested edges", least=1)
+    every: int = option(1, "tested edges per point", least=1)
 
     def really(self, **defaults: Any) -> TrackerSettings:
         """These settings with every None filled: by W&B's environment variable, `defaults`, or the usual value.

@@ -45,8 +45,8 @@ LAYERS, HEADS, WIDTH = 4, 4, 128
 INITIAL_SCALE = 0.08  # about 1 / √width; with GPT-2's 0.02 a model so narrow takes many times longer to begin copying
 PEAK_LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.98)
-STEPS_A_ROUND = 100  # prompts are generated for so many steps at once
-HELD_OUT = 8  # one in so many is never trained on
+STEPS_A_ROUND = 100  # prompts are generated for this many steps at once
+HELD_OUT = 8  # one in eight is never trained on
 
 
 @dataclass(frozen=True)

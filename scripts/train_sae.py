@@ -32,7 +32,7 @@ from acdc.model.sae import BUNDLED, SparseAutoencoder, read_sae, save_sae
 from acdc.tasks.base import TokenizedPair, Tokenizer
 from scripts.train_pocket import RECIPES, draw_pairs, is_held_out
 
-STEPS_A_ROUND = 100  # prompts are drawn for so many steps at once
+STEPS_A_ROUND = 100  # prompts are drawn for this many steps at once
 PAIRS_A_ROUND = 250  # of each task
 BATCH = 2048  # tokens a step
 LEARNING_RATE = 2e-3

@@ -27,11 +27,11 @@ FEMALE_NAMES = words_of(
 
 
 def partners(settings: TaskSettings, first: Prompt, draw: Callable[[], Prompt]) -> Prompt | list[Prompt]:
-    """The corrupted prompt of a clean one; with `task.partners` a list of so many: the first, then what `draw` gives.
+    """The corrupted prompt of a clean one. With `task.partners` it is a list: the first, then what `draw` gives.
 
     Raises
     ------
-    ConfigError: there are not so many different ones.
+    ConfigError: there are fewer different ones.
     """
     if settings.partners == 1:
         return first
@@ -78,7 +78,7 @@ def fill(template: str, words: Mapping[str, str]) -> Filled:
 
 
 def distinct_pairs(size: int, draw: Callable[[], Pair | None], notes: list[str]) -> list[Pair]:
-    """Draw until there are `size` different pairs; repeat pairs (and note it) only if there are not so many.
+    """Draw until there are `size` different pairs; repeat pairs (and note it) only if there are fewer.
 
     `draw` returns None where what it drew does not do.
     """

@@ -86,7 +86,7 @@ class GreaterThan(TaskSettings):
                 return fill(template, words | {"YY": yy}).text
 
             if self.corruption != "01" and len(earlier) < self.partners < len(years[century]):
-                return None  # so early a year has not so many before it
+                return None  # too few years come before this one
             at = clean.last("YY", tokenizer)
             return Pair(
                 clean.text,

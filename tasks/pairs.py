@@ -34,7 +34,9 @@ class Pairs(TaskSettings):
     from_file: ClassVar[bool] = True
 
     name: str = option("pairs", "what the task is called in files and pictures, a word of your own")
-    size: int | None = option(None, "null: all pairs of the file; a number: so many, sampled by the seed", least=1)  # type: ignore[assignment]
+    size: int | None = option(
+        None, "null: all pairs of the file; a number: a sample of that size, drawn by the seed", least=1
+    )  # type: ignore[assignment]
     seed: int = option(0, "of that sample")
     corruption: str = option("", "stays empty: the file says what is corrupted")
     partners: int = option(1, "stays 1: the file says it, by a list of corrupted prompts", least=1)

@@ -57,7 +57,7 @@ class ACDC(Method):
     )
     verify_every: int | Literal["auto"] = option(
         "auto",
-        "compare every so-many-th test with the full engine; auto: about 2% of the time, 0: never",
+        "tests between two that the full engine checks; auto: about 2% of the time goes into this; 0: never",
         least=0,
     )
     shortlist: str | None = option(

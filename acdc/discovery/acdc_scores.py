@@ -54,7 +54,7 @@ class ACDCScores(SelectingMethod):
     memory_gb: float | None = option(None, "what temporary tensors may take; null is a share of what is free", above=0)
     verify_every: int | Literal["auto"] = option(
         "auto",
-        "compare every so-many-th test with the full engine; auto: about 2% of the time, 0: never",
+        "tests between two that the full engine checks; auto: about 2% of the time goes into this; 0: never",
         least=0,
     )
     tie_tolerance: float = option(

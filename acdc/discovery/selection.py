@@ -78,7 +78,7 @@ class Selection:
     Attributes
     ----------
     asked: how many edges the settings ask for; None where a threshold says so. chosen: how many were, before pruning.
-    path_at: so many of the best edges have a path from the input to the logits, and one less has none.
+    path_at: the smallest number of best edges that have a path from the input to the logits.
     """
 
     edges: dict[Edge, float]

@@ -105,7 +105,7 @@ def widest_row(experiment: Experiment) -> Experiment:
 
 
 def row_blocks(experiment: Experiment, rows: int) -> Iterator[Experiment]:
-    """The experiment in blocks of so many rows, one after another; weights stay, so that losses add up."""
+    """The experiment in blocks of `rows` rows, one after another. Weights stay, so that losses add up."""
     n_rows = len(experiment.batch.clean)
     if rows >= n_rows:
         yield experiment

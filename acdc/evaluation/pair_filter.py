@@ -25,7 +25,7 @@ FILTERS = {
         "on the clean prompt the answers are more probable than the wrong answers by at least this",
         "margin",
     ),
-    "minimal": ("at least one token differs, and at most so many", "differing"),
+    "minimal": ("at least one token differs, and at most this many", "differing"),
     "unique": ("no repetition of an earlier pair, and two different prompts", ""),
 }
 MARGINS = (0.05, 0.1, 0.25, 0.5)

@@ -67,8 +67,8 @@ def dot_source(
     on_path : bool
         Draw only what lies on a path from the input to the logits, not every kept edge.
     max_edges : int, optional
-        Draw only so many, the strongest by |effect|; the picture says so. With `on_path` each of them lies on a drawn
-        path from the input to the logits, and at least one whole path is drawn.
+        Draw at most this many edges, the strongest by |effect|; the picture says so. With `on_path` each lies on
+        a drawn path from the input to the logits, and at least one whole path is drawn.
     legend : bool
         Explain ports, widths and dashes below the title.
     marks : Marks, optional

@@ -72,7 +72,7 @@ class EvaluateSettings(JobSettings):
         " circuit, faithfulness and grades for several",
         PARTS,
     )
-    seed: int = option(0, "of everything that is drawn here: random circuits, resamples, knock-outs, orders")
+    seed: int = option(0, "seeds every draw: random circuits, resamples, knock-outs, orders")
     random: int = option(10, "random circuits of the same size to compare with; 0 for none", least=0)
     random_kind: str = option(
         "paths",
@@ -111,7 +111,7 @@ class EvaluateSettings(JobSettings):
     )
     stability: int = option(
         0,
-        "find the circuit again so many times each on resampled pairs, by other seeds, in other orders; 0: not",
+        "how often to find the circuit again: on resampled pairs, by other seeds, in other orders; 0: never",
         least=0,
     )
     absolute: bool = option(False, "rank scores by their size, whatever their sign")
@@ -128,7 +128,7 @@ class EvaluateSettings(JobSettings):
             raise ConfigError("job.prune=true has no effect without minimality among job.parts: add it")
 
     def chosen(self, n_circuits: int) -> tuple[str, ...]:
-        """The parts for so many circuits, in their order."""
+        """The parts that are measured of this number of circuits, in their order."""
         wanted = self.parts or (PARTS if n_circuits == 1 else OF_SEVERAL)
         dropped = () if self.stability else ("stability",)
         also = ("stability",) if self.stability else ()

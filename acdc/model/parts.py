@@ -277,7 +277,7 @@ class LanguageModel:
 
     `W_E`: `vocabulary d_model`; `W_pos`: `n_ctx d_model` or absent; `W_U`: `d_model vocabulary`; `b_U`: `vocabulary`.
     `max_length`: the longest prompt the model can be given, `limit`: why, if not by its positions. `tokenizer`: Hugging
-    Face's, or None. `window`: so many positions a query looks at, its own included; None is all. `notes`: what the user
+    Face's, or None. `window`: the positions that a query looks at, its own too; None is all. `notes`: what the user
     should hear of the checkpoint. `self_check`: compares these parts with the model they were read from, on prompts of
     lengths not seen before; None where there is nothing to compare with.
     """

@@ -71,7 +71,9 @@ class Settings(PatchOptions):
         None,
         "those to patch, such as [3,141]; null is all that are active on the pairs",
     )
-    most: int | None = option(None, "patch only so many, those with the largest attribution; null is all", least=1)
+    most: int | None = option(
+        None, "patch only this many features, those with the largest attribution; null is all", least=1
+    )
     positions: list[int | str] | int | str | None = option(
         None,
         'indices, labels of the task and spans, such as [S2,-1,"2:5"]; null is all. By feature they are'
