@@ -156,7 +156,7 @@ def test_stopped_and_killed_for_real(tmp_path: Path) -> None:
     home, elsewhere, folder = tmp_path / "home", tmp_path / "elsewhere", tmp_path / "out"
     home.mkdir()
     elsewhere.mkdir()
-    case = make_case(home, n_layers=3, n_heads=3)
+    case = make_case(home, n_layers=5, n_heads=4)
     relative = {"task__path": case.pairs.relative_to(home), "model__path": case.model.relative_to(home)}
     slowly = {"method__threshold": 0.001, "method__engine": "full", "method__batch_size": 1}
     arguments = case.arguments(**relative, **slowly)
