@@ -110,8 +110,9 @@ def _run(flags: argparse.Namespace) -> int:
         return _hydra(flags)
     if flags.help:
         from acdc.help import help_text
+        from acdc.jobs.settings import CHOICES
 
-        names = {group: compose.names(group, flags.config_dir) for group in [*compose.groups(), "experiment"]}
+        names = {group: compose.names(group, flags.config_dir) for group in [*CHOICES, "experiment"]}
         choices = {group: str(option) for group, option in config.hydra.runtime.choices.items()}
         titles = {group: compose.title(group, option, flags.config_dir) for group, option in choices.items()}
         print(

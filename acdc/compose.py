@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from acdc.doors import TARGET
+from acdc.doors import TARGET, installed
 from acdc.errors import AcdcError, ConfigError, ExtensionError
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
+_ENTRY_POINTS = {"task": "acdc.tasks", "metric": "acdc.metrics", "ablation": "acdc.ablations", "method": "acdc.methods"}
 _LAUNCHERS = {"joblib": "launchers"} | dict.fromkeys(("ray", "submitit_local", "submitit_slurm"), "clusters")
 
 
@@ -36,11 +37,12 @@ def _store_installed(config_dir: str | None) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
-    from acdc.jobs.settings import DOORS
-    from acdc.settings import options
-
-    for group, door in DOORS.items():
+    for group in _ENTRY_POINTS:
         for name in set(_installed(group)) - set(_files(group, config_dir)):
+            from acdc.jobs.settings import DOORS
+            from acdc.settings import options
+
+            door = DOORS[group]
             try:
                 defaults = {key: known.default for key, known in options(door.load(name)).items()}
             except ExtensionError:  # it is said where it is chosen
@@ -90,9 +92,7 @@ def compose_config(overrides: list[str], config_dir: str | None) -> Any:
 
 def groups() -> list[str]:
     """The groups of which a run needs one option each: all but experiment."""
-    from acdc.jobs.settings import CHOICES
-
-    return list(CHOICES)
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
 
 
 def _files(group: str, config_dir: str | None) -> dict[str, Path]:
@@ -102,10 +102,12 @@ def _files(group: str, config_dir: str | None) -> dict[str, Path]:
 
 
 def _installed(group: str) -> list[str]:
-    """What installed packages bring to a group."""
+    """What installed packages bring to a group. Where there is nothing, no heavy module is loaded to say so."""
+    if group not in _ENTRY_POINTS or not installed(_ENTRY_POINTS[group]):
+        return []
     from acdc.jobs.settings import DOORS
 
-    return [name for name in DOORS[group] if name not in DOORS[group].built_in] if group in DOORS else []
+    return [name for name in DOORS[group] if name not in DOORS[group].built_in]
 
 
 def names(group: str, config_dir: str | None) -> list[str]:
@@ -179,11 +181,11 @@ def with_options_by_key(overrides: list[str], config_dir: str | None) -> list[st
 
 def with_keys_of_classes(overrides: list[str], config_dir: str | None) -> list[str]:
     """The overrides so that Hydra takes `_target_`, and every option of a class whose file leaves it out."""
+    if not any(re.match(rf"({'|'.join(_ENTRY_POINTS)}|model)\.\w+=", override) for override in overrides):
+        return overrides
     from acdc.jobs.settings import DOORS
     from acdc.settings import options
 
-    if not any(re.match(rf"({'|'.join(DOORS)}|model)\.\w+=", override) for override in overrides):
-        return overrides
     targets = dict(re.findall(rf"^(\w+)\.{TARGET}=(.*)$", "\n".join(overrides), re.MULTILINE))
     try:
         config = compose_config([o for o in overrides if re.match(r"\w+=[^,]*$", o)], config_dir)

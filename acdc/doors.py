@@ -146,7 +146,7 @@ class Door(Generic[T]):
                 yield name, str(error)
 
     def _installed(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.entry_points)}
+        return installed(self.entry_points)
 
     def _checked(self, found: Any, where: str, path: str) -> type[T]:
         """The same, if it is a class that can be used; ExtensionError in one line if not."""
@@ -162,6 +162,11 @@ class Door(Generic[T]):
             )
         assert is_dataclass(found)
         return found
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """What installed packages name under a group of entry points."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def _imported(module: str, attribute: str, where: str) -> Any:

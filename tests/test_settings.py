@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from acdc import patching
+from acdc import compose, patching
 from acdc.ablation import ABLATIONS
 from acdc.compose import CONF
 from acdc.discovery import METHODS
 from acdc.errors import ConfigError
 from acdc.graph import GraphSettings
 from acdc.jobs import JOBS
-from acdc.jobs.settings import GROUPS, settings_of
+from acdc.jobs.settings import DOORS, GROUPS, settings_of
 from acdc.metrics import METRICS
 from acdc.settings import Settings, as_mapping, from_mapping
 from acdc.tasks import TASKS
@@ -155,3 +155,8 @@ def test_unknown_keys() -> None:
         from_mapping(Sample, {"nmber": 1}, "here")
     with pytest.raises(ConfigError, match=r"^here\.from_ does not exist; here has .*, words, from, named$"):
         from_mapping(Sample, {"from_": "there"}, "here")
+
+
+def test_composing_knows_where_each_door_looks() -> None:
+    """It has the names of the entry points for itself, so that it need not load torch to find none."""
+    assert {group: door.entry_points for group, door in DOORS.items()} == compose._ENTRY_POINTS
