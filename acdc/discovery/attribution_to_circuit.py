@@ -12,7 +12,7 @@ Effects are shares of the way between the clean and the corrupted metric.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +47,7 @@ class AttributionToCircuit(Method):
     """From hypothesis to circuit, as by hand: attribute, patch the best nodes, path-patch between those that matter."""
 
     scores_every_edge: ClassVar[bool] = False
+    in_comparison: ClassVar[Mapping[str, object]] = {"compare": False}  # ACDC has a row of its own there
     to_keep_more: ClassVar[str] = "give a lower method.node_limit or method.path_limit"
 
     name: str = "attribution_to_circuit"

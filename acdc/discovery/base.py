@@ -119,11 +119,13 @@ class Method(Settings, ABC):
     ----------
     scores_every_edge : whether the circuit's `tested` has a score for every edge of the model, so that circuits of any
         size can be made of it.
+    in_comparison : options that `job=compare` gives the method, where it has a row of its own for what they leave out.
     to_keep_more : what to give for a larger circuit, said where no edge is left on a path; empty says nothing.
     """
 
     GROUP: ClassVar[str] = "method"
     scores_every_edge: ClassVar[bool] = True
+    in_comparison: ClassVar[Mapping[str, object]] = {}
     to_keep_more: ClassVar[str] = ""
 
     name: str = ""

@@ -212,10 +212,9 @@ class CompareSettings(JobSettings):
                     " edges: see job.sizes, job.equal_size and job.absolute"
                 )
             known = METHODS.load(name)
-            alone = {"compare": False} if name == "attribution_to_circuit" else {}  # ACDC has a row of its own
             if options.get("select") == "threshold":
                 raise ConfigError(f"job.options.{name}.select=threshold is no order of the edges: give top_n or greedy")
-            found[name] = from_mapping(known, {"name": name, **alone, **options}, f"job.options.{name}")
+            found[name] = from_mapping(known, {"name": name, **known.in_comparison, **options}, f"job.options.{name}")
         return found | {"random": Random(seed=self.seed)}
 
     def sizes_of(self, n_edges: int) -> tuple[int, ...]:
